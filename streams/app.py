@@ -64,7 +64,7 @@ from streams.state.changelog import changelog_topic
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.topology.topic_names import ADVICE, topic_name_fault
-from streams.tracing import check_installed, job_spans
+from streams.tracing.setting import check_installed, job_spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping

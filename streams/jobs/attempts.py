@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streams.jobs.queued_job import QueuedJob
     from streams.jobs.turns import Turns
     from streams.jobs.unfinished_jobs import UnfinishedJobs
-    from streams.tracing import JobSpans
+    from streams.tracing.spans import JobSpans
 
 
 class Attempts:

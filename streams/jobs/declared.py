@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from streams.jobs.record import JobEnd, JobRecord
     from streams.jobs.schedule_rules import Rule
     from streams.topology.graph import Node
-    from streams.tracing import JobSpans
+    from streams.tracing.spans import JobSpans
 
     class JobClient(Enqueuer, Ends, Protocol):
         """Puts jobs into the queue, and finds out about their ends."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from streams.operators import Binding, Children, Forward
     from streams.records import FetchedLists, Rows, Trace
     from streams.topology.graph import Node
-    from streams.tracing import JobSpans
+    from streams.tracing.spans import JobSpans
 
 SOURCE, STEP, ENDS, RELEASES = "jobs", "run-jobs", "job-results", "job-releases"
 SCHEDULED, OCCURRENCES = "scheduled-jobs", "job-occurrences"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from streams.jobs.queued_job import QueuedJob
     from streams.jobs.scheduler import Scheduler
     from streams.records import TopicPartition
-    from streams.tracing import JobSpans
+    from streams.tracing.spans import JobSpans
 
 MOST_OPEN = 10_000
 """How many unfinished records are kept in memory before the input is paused, or jobs go to the store."""

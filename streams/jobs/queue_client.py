@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from streams.jobs.commands import Command
     from streams.jobs.job import Call
     from streams.jobs.record import JobEnd, JobRecord
-    from streams.tracing import JobSpans
+    from streams.tracing.spans import JobSpans
 
 ENQUEUE_SECONDS = 30.0
 """How long to wait until Kafka has acknowledged jobs."""

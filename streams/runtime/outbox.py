@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from streams.runtime.dead_letters import FirstFailures
     from streams.runtime.refused_rows import RefusedRows
     from streams.topology.graph import Node
-    from streams.tracing import Carried
+    from streams.tracing.spans import Carried
 
 
 class Delivery(NamedTuple):

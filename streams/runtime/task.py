@@ -25,7 +25,7 @@ from streams.runtime.step_times import StepTimes
 from streams.runtime.task_stores import TaskStores
 from streams.state.buffered import KeyValueState
 from streams.topology.graph import Node, SourceNode, Subtopology, matches
-from streams.tracing import Work
+from streams.tracing.spans import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from streams.state.changelog import Checkpoint
     from streams.state.committed import CommittedStore
     from streams.state.store import Database
-    from streams.tracing import WorkerSpans
+    from streams.tracing.spans import WorkerSpans
 
 
 BACKGROUND_SECONDS = 0.002

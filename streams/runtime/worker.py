@@ -51,7 +51,7 @@ from streams.runtime.task_life import TaskLives
 from streams.runtime.transaction import UNFINISHED, Transaction
 from streams.state.memory import MemoryDatabases
 from streams.topology.graph import matches
-from streams.tracing import worker_spans
+from streams.tracing.setting import worker_spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -155,6 +155,8 @@ class Worker:
         """As ``LOOK_SECONDS``; ``None`` to check only after all calls have ended."""
         self.wall_clock = wall_clock or (lambda: time.time_ns() // 1_000_000)
         self._spans = worker_spans(application, enabled=settings.tracing)
+        self._written = 0
+        """How many records were written before the transaction, for its span."""
         self._stop = threading.Event()
         self._pause = pause or self._stop.wait
         self._stop_by = float("inf")
@@ -905,12 +907,12 @@ class Worker:
         if self._spans is None or not self._spans.uncommitted:
             self._commit_slices(confirm=confirm)
             return
-        written = self._records_out()
         with self._spans.commit() as span:
             self._commit_slices(confirm=confirm)
-            transaction = self._transaction
+            transaction, before = self._transaction, self._written
+            self._written = self._records_out()
             span.ended(
-                records=self._records_out() - written,
+                records=self._written - before,
                 outcome="committed" if not transaction.must_rewind else transaction.state.value,
                 reason=transaction.aborted_by if transaction.must_rewind else "",
             )
@@ -1131,6 +1133,7 @@ class Worker:
         self._transaction.rewound()
         if self._spans is not None:
             self._spans.rewound()
+            self._written = self._records_out()
         self._sources.rewind()
         if self._retries is not None and unknown:
             self._retries.doubt()

@@ -34,7 +34,7 @@ from streams.state.memory import MemoryDatabases
 from streams.testing.encoding import decode, encode
 from streams.testing.jobs import DriverQueue
 from streams.topology.graph import closest, matches
-from streams.tracing import worker_spans
+from streams.tracing.setting import worker_spans
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

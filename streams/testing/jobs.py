@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from streams.jobs.job import Call
     from streams.records import Headers
-    from streams.tracing import JobSpans
+    from streams.tracing.spans import JobSpans
 
 
 class EnqueuedJob(NamedTuple):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import context, propagate, trace
 from opentelemetry.trace import SpanKind
 
-from streams.tracing import MOST_LINKS
 from streams.tracing.propagation import Propagation, extracted
+from streams.tracing.spans import MOST_LINKS
 from streams.tracing.worker_spans import SCOPE, failed
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext, Tracer
 
     from streams.records import Headers
-    from streams.tracing import JobSpan
+    from streams.tracing.spans import JobSpan
 
 _OF_ONE_JOB = frozenset({"messaging.kafka.offset", "streams.job.id", "streams.job.attempt"})
 """Attributes that a span of several jobs does not have."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from opentelemetry import context, propagate, trace
 
-from streams.tracing import MOST_LINKS
 from streams.tracing.context_headers import ContextHeaders
+from streams.tracing.spans import MOST_LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,8 +41,10 @@ NO_PRODUCERS = Producers({}, ())
 class Propagation:
     """The headers that carry contexts. Not those of baggage, which is one record's and not a batch's."""
 
-    def __init__(self) -> None:
-        self.headers = ContextHeaders(propagate.get_global_textmap().fields - {"baggage"})
+    @cached_property
+    def headers(self) -> ContextHeaders:
+        """Read when they are first needed: a program may choose its propagator after it has declared jobs."""
+        return ContextHeaders(propagate.get_global_textmap().fields - {"baggage"})
 
     def producers(self, records: Fetched) -> Producers:
         """The contexts that records carry."""

@@ -11,8 +11,8 @@ from opentelemetry import context, trace
 from opentelemetry.trace import Link, NonRecordingSpan, SpanKind, Status, StatusCode
 
 from streams.errors import error_text
-from streams.tracing import MOST_LINKS, Work
 from streams.tracing.propagation import NO_PRODUCERS, Propagation, headers_of
+from streams.tracing.spans import MOST_LINKS, Work
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -41,7 +41,7 @@ class _Carried:
 
 class _BatchSpan(_Carried):
     def dead_letters(self, letters: Iterator[tuple[str, Exception, str]], count: int) -> None:
-        if not self.span.is_recording():
+        if not count or not self.span.is_recording():
             return
         self.span.set_attribute("streams.dead_letters", count)
         for step, error, record in islice(letters, MOST_LINKS):
@@ -88,7 +88,7 @@ class OpenTelemetryWorkerSpans:
             kind = SpanKind.CONSUMER
             name = f"process {source if work is Work.SOURCE else records.topic}"
             attributes |= self._of_records(work, records, source)
-            if producers.count > len(producers.links):
+            if producers.count > MOST_LINKS:
                 attributes["streams.producers"] = producers.count
         span = self._tracer.start_span(
             name, context=context.Context(), kind=kind, attributes=attributes, links=producers.links

@@ -57,8 +57,12 @@ def context_of(span: ReadableSpan) -> SpanContext:
 
 def traceparent_of(span: ReadableSpan) -> bytes:
     """The header of the records that are written in a span."""
-    context = context_of(span)
-    return f"00-{format_trace_id(context.trace_id)}-{format_span_id(context.span_id)}-01".encode()
+    return _header(context_of(span))
+
+
+def _header(context: SpanContext) -> bytes:
+    trace_id, span_id = format_trace_id(context.trace_id), format_span_id(context.span_id)
+    return f"00-{trace_id}-{span_id}-{context.trace_flags:02x}".encode()
 
 
 def traceparent(number: int) -> bytes:
@@ -68,10 +72,7 @@ def traceparent(number: int) -> bytes:
 
 def linked(span: ReadableSpan) -> list[bytes]:
     """The contexts to which a span links, as the header has them."""
-    return [
-        f"00-{format_trace_id(link.context.trace_id)}-{format_span_id(link.context.span_id)}-01".encode()
-        for link in span.links
-    ]
+    return [_header(link.context) for link in span.links]
 
 
 def header(headers: Headers | None, name: str = "traceparent") -> bytes | None:

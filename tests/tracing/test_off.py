@@ -13,7 +13,7 @@ from streams.errors import ConfigurationError
 
 PROGRAM = """
 import sys
-from streams import App, Text
+from streams import App, Text, seconds
 from streams.testing import TopologyDriver
 
 app = App("program"{settings})
@@ -25,7 +25,7 @@ def work() -> None: ...
 with TopologyDriver(app) as driver:
     driver.send("in", "a", headers=[("traceparent", b"00-{trace}-{span}-01")])
     driver.send("in", "b")
-    work.enqueue().result()
+    work.enqueue().result(timeout=seconds(1))
     for record in driver.read("out"):
         print(record.value, record.headers)
 print("opentelemetry" in sys.modules, "opentelemetry.sdk" in sys.modules)

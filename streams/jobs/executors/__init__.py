@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from streams.jobs.current import CurrentJob
     from streams.jobs.job import BaseJob
-    from streams.tracing import JobSpan
+    from streams.tracing.spans import JobSpan
 
 
 @dataclass(slots=True)

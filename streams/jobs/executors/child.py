@@ -38,7 +38,7 @@ from streams.jobs.executors.process_messages import (
 )
 from streams.jobs.job import BaseJob
 from streams.process.role import become_job_process
-from streams.tracing import remote_span
+from streams.tracing.setting import remote_span
 
 if TYPE_CHECKING:
     from collections.abc import Callable

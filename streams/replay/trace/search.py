@@ -24,7 +24,7 @@ from streams.replaying import Replay, running_in
 from streams.runtime.task import Task, TaskId
 from streams.topology.graph import SourceNode, Step, Subtopology, Topology
 from streams.topology.lineage import with_lineage
-from streams.tracing import W3C_HEADERS
+from streams.tracing.spans import W3C_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
