@@ -170,4 +170,5 @@ def failed(span: Span, error: BaseException) -> None:
     """Note that what the span is of has failed."""
     span.record_exception(error)
     span.set_attribute("error.type", type(error).__qualname__)
-    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error_text(error)}"))
+    text = error_text(error) if isinstance(error, Exception) else str(error)
+    span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {text}"))

@@ -115,7 +115,7 @@ def test_what_a_slice_writes_carries_its_span_and_not_that_of_the_input_s_produc
 
 
 def test_a_context_that_the_program_sets_stays(spans):
-    own = [("traceparent", traceparent(77)), ("tracestate", b"mine=1")]
+    own: Headers = [("traceparent", traceparent(77)), ("tracestate", b"mine=1")]
     app = App("own", tracing=True)
     stream = app.stream("in", value=Text())
     stream.to("fixed", headers=own)
@@ -265,7 +265,7 @@ def test_timers_have_a_span_without_links(spans):
     class Beat:
         def open(self, context: Any) -> None:
             context.schedule(
-                seconds(1), lambda time: context.forward(Record("k", "beat", time)), on="wall_clock"
+                seconds(1), lambda time: context.forward(Record(b"k", "beat", time)), on="wall_clock"
             )
 
         def process(self, record: Any, context: Any) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from streams.tracing.context_headers import ContextHeaders
 
+if TYPE_CHECKING:
+    from streams import Headers
+
 W3C = ContextHeaders(["tracestate", "traceparent"])
-OWN: list[tuple[str, bytes | None]] = [("traceparent", b"own")]
+OWN: Headers = [("traceparent", b"own")]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +30,7 @@ def test_one_header_tells_contexts_apart(names, lead):
 
 
 def test_the_first_row_of_each_context_has_its_headers():
-    column = [
+    column: list[Headers | None] = [
         None,
         [],
         [("other", b"1"), ("traceparent", b"a"), ("tracestate", b"s")],
@@ -41,9 +46,9 @@ def test_the_first_row_of_each_context_has_its_headers():
 
 
 def test_only_the_context_of_the_input_is_replaced():
-    inherited: list[tuple[str, bytes | None]] = [("a", b"1"), ("tracestate", b"s"), ("traceparent", b"in")]
-    chosen: list[tuple[str, bytes | None]] = [("traceparent", b"chosen"), ("tracestate", b"s")]
-    column = [None, [], [("a", b"1")], inherited, chosen]
+    inherited: Headers = [("a", b"1"), ("tracestate", b"s"), ("traceparent", b"in")]
+    chosen: Headers = [("traceparent", b"chosen"), ("tracestate", b"s")]
+    column: list[Headers | None] = [None, [], [("a", b"1")], inherited, chosen]
     before = [None if row is None else list(row) for row in column]
     assert W3C.stamped(column, 5, OWN, {b"in"}) == [
         OWN,
@@ -60,6 +65,6 @@ def test_a_column_without_headers_gets_the_same_for_each_row():
 
 
 def test_without_a_context_nothing_changes():
-    column = [None, [("traceparent", b"in")]]
+    column: list[Headers | None] = [None, [("traceparent", b"in")]]
     assert W3C.stamped(column, 2, [], {b"in"}) is column
     assert W3C.stamped(None, 2, [], ()) is None
