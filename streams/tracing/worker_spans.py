@@ -122,10 +122,7 @@ class OpenTelemetryWorkerSpans:
     def commit(self) -> Iterator[_CommitSpan]:
         slices, self.uncommitted = list(self._slices), False
         self._slices.clear()
-        # Of several slices, one that is recorded, so that the commit is recorded with it.
-        parent = next((each for each in reversed(slices) if each.trace_flags.sampled), None)
-        if parent is None and slices:
-            parent = slices[-1]
+        parent = commit_parent(slices)
         empty = context.Context()
         span = self._tracer.start_span(
             "commit",
@@ -149,6 +146,12 @@ class OpenTelemetryWorkerSpans:
     def rewound(self) -> None:
         self._slices.clear()
         self.uncommitted = False
+
+
+def commit_parent(slices: Sequence[SpanContext]) -> SpanContext | None:
+    """Of the slices of a commit, the last one that is recorded, so that the commit is recorded with it."""
+    recorded = [each for each in slices if each.trace_flags.sampled]
+    return next(reversed(recorded or slices), None)
 
 
 @contextmanager

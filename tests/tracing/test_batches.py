@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 
 from streams import App, Json, Record, Text, count, fail, seconds
 from streams.broker.reading import read_to_end
@@ -16,6 +16,7 @@ from streams.errors import ProcessingError, TransactionAborted
 from streams.records import Output
 from streams.testing import TopologyDriver
 from streams.tracing.spans import MOST_LINKS
+from streams.tracing.worker_spans import commit_parent
 from tests.support.cluster import AppCluster
 from tests.support.connectors import Database, Feed, MemorySink, MemorySource
 from tests.support.spans import (
@@ -343,6 +344,16 @@ def test_the_commit_of_several_slices_is_a_child_of_the_last_and_links_to_the_ot
     assert len(batches) == 3
     assert [commit.parent for commit in commits] == [batches[-1].get_span_context()]
     assert linked(commits[0]) == [traceparent_of(batch) for batch in batches[:-1]]
+
+
+def test_the_parent_of_a_commit_is_recorded_if_any_of_its_slices_is():
+    first, second, third = (
+        SpanContext(1, number, is_remote=False, trace_flags=TraceFlags(sampled))
+        for number, sampled in ((1, 1), (2, 1), (3, 0))
+    )
+    assert commit_parent([first, second, third]) is second
+    assert commit_parent([third]) is third
+    assert commit_parent([]) is None
 
 
 def test_a_commit_that_is_aborted_says_why_and_the_input_gets_other_spans(spans):
