@@ -56,7 +56,14 @@ class ContextHeaders:
             return column
         if column is None:
             return [own] * count
-        return [self._replaced(headers, own, inherited) if headers else own for headers in column]
+        lead, replaced = self.lead, self._replaced
+        # Most rows have no header, or this one from their input: they need no call.
+        return [
+            own
+            if not headers or (len(headers) == 1 and headers[0][0] == lead and headers[0][1] in inherited)
+            else replaced(headers, own, inherited)
+            for headers in column
+        ]
 
     def _replaced(self, headers: Headers, own: Headers, inherited: Collection[bytes | None]) -> Headers:
         lead = self.lead

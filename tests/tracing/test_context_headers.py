@@ -48,14 +48,16 @@ def test_the_first_row_of_each_context_has_its_headers():
 def test_only_the_context_of_the_input_is_replaced():
     inherited: Headers = [("a", b"1"), ("tracestate", b"s"), ("traceparent", b"in")]
     chosen: Headers = [("traceparent", b"chosen"), ("tracestate", b"s")]
-    column: list[Headers | None] = [None, [], [("a", b"1")], inherited, chosen]
+    column: list[Headers | None] = [None, [], [("a", b"1")], inherited, chosen, inherited[2:], chosen[:1]]
     before = [None if row is None else list(row) for row in column]
-    assert W3C.stamped(column, 5, OWN, {b"in"}) == [
+    assert W3C.stamped(column, 7, OWN, {b"in"}) == [
         OWN,
         OWN,
         [("a", b"1"), *OWN],
         [("a", b"1"), *OWN],
         chosen,
+        OWN,
+        chosen[:1],
     ]
     assert column == before
 
