@@ -20,6 +20,7 @@ _QUIX_REQUIREMENTS = Path(__file__).parent / "quix-requirements.txt"
 
 THIS_RUNTIME = "streams"
 WITH_LINEAGE = "streams with lineage"
+WITH_TRACING = "streams with tracing"
 RAW_CLIENT = "raw client"
 JAVA = f"Kafka Streams {KAFKA_STREAMS}"
 QUIX = "Quix Streams 3.28"
@@ -54,6 +55,7 @@ def find_systems(folder: Path, report: Callable[[str], None]) -> tuple[list[Syst
     makers: dict[str, Callable[[], System]] = {
         THIS_RUNTIME: lambda: System(THIS_RUNTIME, (sys.executable, str(PEERS / "streams_app.py"))),
         WITH_LINEAGE: lambda: System(WITH_LINEAGE, (sys.executable, str(PEERS / "lineage_app.py"))),
+        WITH_TRACING: lambda: System(WITH_TRACING, (sys.executable, str(PEERS / "tracing_app.py"))),
         RAW_CLIENT: lambda: System(RAW_CLIENT, (sys.executable, str(PEERS / "raw_client.py"))),
         JAVA: lambda: _kafka_streams(folder, report),
         QUIX: lambda: _quix(folder, report),

@@ -39,7 +39,17 @@ from benchmarks.measure import (
     watch,
 )
 from benchmarks.processes import Peer
-from benchmarks.systems import ALL, JAVA, PEERS, QUIX, RAW_CLIENT, THIS_RUNTIME, WITH_LINEAGE, System
+from benchmarks.systems import (
+    ALL,
+    JAVA,
+    PEERS,
+    QUIX,
+    RAW_CLIENT,
+    THIS_RUNTIME,
+    WITH_LINEAGE,
+    WITH_TRACING,
+    System,
+)
 from streams.broker import BEGINNING, GroupSettings
 from streams.broker.kafka import KafkaBroker
 from streams.records import Output
@@ -428,12 +438,19 @@ WORKS: tuple[Work, ...] = (
     Restore("restore", build=_COUNT_KEYS),
     Decoding("avro, own schema", "own"),
     Decoding("avro, earlier schema", "earlier"),
-    # What the setting costs, with nothing that other systems have.
+    # What settings cost, with nothing that other systems have.
     Throughput("lineage json eos", JSON, systems=(THIS_RUNTIME, WITH_LINEAGE)),
     Throughput(
         "lineage count eos",
         COUNT_WINDOWS,
         systems=(THIS_RUNTIME, WITH_LINEAGE),
+        commit_seconds=1.0,
+    ),
+    Throughput("tracing json eos", JSON, systems=(THIS_RUNTIME, WITH_TRACING)),
+    Throughput(
+        "tracing count eos",
+        COUNT_WINDOWS,
+        systems=(THIS_RUNTIME, WITH_TRACING),
         commit_seconds=1.0,
     ),
     Latency("latency 1k"),

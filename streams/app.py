@@ -67,6 +67,7 @@ from streams.state.changelog import changelog_topic
 from streams.state.memory import MemoryDatabases
 from streams.state.rocksdb import RocksDatabases
 from streams.topology.topic_names import ADVICE, topic_name_fault
+from streams.tracing.setting import check_installed, job_spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -143,6 +144,8 @@ class App:
             )
         self._alerts = alerts
         self.settings: Settings = load_settings(settings, os.environ)
+        if self.settings.tracing:
+            check_installed()
         self._builder = TopologyBuilder(name, on_error, lineage=self.settings.lineage)
         _refuse_async_callbacks(self.settings)
         fault = topic_name_fault(self.dead_letter_topic)
@@ -488,6 +491,7 @@ class App:
                 self.resource,
                 concurrency=self.settings.job_concurrency,
                 partitions=self.settings.job_partitions,
+                spans=job_spans(self.name, enabled=self.settings.tracing),
             )
             for node in self._queue.nodes:
                 self._builder.add(node)

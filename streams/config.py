@@ -96,6 +96,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     lineage: bool = False
     """Name in each result the input records that made it, in a header, for ``streams trace``."""
 
+    tracing: bool = False
+    """Make OpenTelemetry spans, and propagate their contexts in the headers of records.
+
+    Needs the extra ``tracing``. Spans go to the program's tracer provider."""
+
     job_concurrency: Annotated[int, Meta(gt=0)] = 16
     """How many jobs a worker executes at once, in threads or processes, and as many async ones."""
 
@@ -226,6 +231,7 @@ class SettingsArguments(TypedDict, total=False):
     blue_green: str | None
     create_topics: bool
     lineage: bool
+    tracing: bool
     job_concurrency: int
     job_partitions: int
     worker_id: str | None

@@ -24,7 +24,7 @@ LAYERS = (
         "serde.schemas",
     ),
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),
-    ("connectors", "lineage"),
+    ("connectors", "lineage", "tracing"),
     ("broker.kafka", "ingest", "aggregates", "local_cluster", "schema_registry"),
     ("state", "devstack", "connectors.sqlite", "connectors.files"),
     ("operators",),
@@ -59,6 +59,7 @@ ONLY = {
     "psycopg": {"connectors.postgres"},
     "redis": {"connectors.redis"},
     "jgo": {"devstack.kafka.download", "devstack.registry"},
+    "opentelemetry": {"tracing"},
     "prometheus_client": {
         "monitoring.metrics",
         "monitoring.observed_metrics",

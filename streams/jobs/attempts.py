@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from streams.jobs.queued_job import QueuedJob
     from streams.jobs.turns import Turns
     from streams.jobs.unfinished_jobs import UnfinishedJobs
+    from streams.tracing.spans import JobSpans
 
 
 class Attempts:
@@ -46,7 +47,10 @@ class Attempts:
         endings: Endings,
         executors: Executors | InlineExecutor,
         partition: QueuePartition,
+        *,
+        spans: JobSpans | None = None,
     ) -> None:
+        self._spans = spans
         self._jobs = jobs
         self._unfinished = unfinished
         self._turns = turns
@@ -113,6 +117,14 @@ class Attempts:
             payload=bytes(record.arguments),
             failed_before=job.failed_at,
         )
+        if self._spans is not None:
+            attempt.span = self._spans.execution(
+                job=record.job,
+                identifier=attempt.current.id,
+                attempt=attempt.current.attempt,
+                topic=self._partition.topic,
+                headers=job.headers,
+            )
         self._unfinished.running[offset] = job, attempt
         return attempt
 
@@ -135,6 +147,8 @@ class Attempts:
         job = self._unfinished.settle(attempt)
         if job is None:
             return
+        if attempt.span is not None:
+            attempt.span.link()
         record, spent = job.record, self._executors.seconds
         spent[record.job] = spent.get(record.job, 0.0) + attempt.seconds
         if record.limit is not None and not attempt.counted and self._buckets.end(record, attempt.begun):

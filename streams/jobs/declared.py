@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from streams.jobs.record import JobEnd, JobRecord
     from streams.jobs.schedule_rules import Rule
     from streams.topology.graph import Node
+    from streams.tracing.spans import JobSpans
 
     class JobClient(Enqueuer, Ends, Protocol):
         """Puts jobs into the queue, and finds out about their ends."""
@@ -47,7 +48,10 @@ if TYPE_CHECKING:
 
 
 class Queue:
-    """The queue of one app. ``resource`` declares what each worker opens once, see ``App.resource``."""
+    """The queue of one app. ``resource`` declares what each worker opens once, see ``App.resource``.
+
+    ``spans`` are those of its jobs, with the setting ``tracing``.
+    """
 
     def __init__(
         self,
@@ -57,13 +61,15 @@ class Queue:
         *,
         concurrency: int,
         partitions: int,
+        spans: JobSpans | None = None,
     ) -> None:
         self._application = application
+        self.spans = spans
         self._jobs: dict[str, BaseJob[Any, Any]] = {}
         self.schedules: dict[str, Schedule] = {}
         """By name."""
         self._partitions = partitions
-        self.client = QueueClient(application, broker, self._prepare)
+        self.client = QueueClient(application, broker, self._prepare, spans=spans)
         self._used: JobClient | None = None
         self.failures: dict[str, list[Exception]] = {}
         """What the next executions of jobs raise, by name, in tests."""
@@ -84,6 +90,7 @@ class Queue:
             self.schedules,
             partitions=partitions,
             failures=self.failures,
+            spans=spans,
         )
         """What the app's topology needs for it."""
         self.commands = command_table(application)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from streams.operators import Binding, Children, Forward
     from streams.records import FetchedLists, Rows, Trace
     from streams.topology.graph import Node
+    from streams.tracing.spans import JobSpans
 
 SOURCE, STEP, ENDS, RELEASES = "jobs", "run-jobs", "job-results", "job-releases"
 SCHEDULED, OCCURRENCES = "scheduled-jobs", "job-occurrences"
@@ -62,6 +63,7 @@ class RunJobs(Operator):
     schedules: Mapping[str, Schedule]
     failures: dict[str, list[Exception]]
     """What the next executions raise, by job, in tests."""
+    spans: JobSpans | None = None
 
     def bind(self, step: Binding, children: Children) -> Forward:
         store = JobStore(step.state(STORE))
@@ -75,6 +77,7 @@ class RunJobs(Operator):
             clock=step.wall_clock,
             commands=CommandLog(step.lookup(TABLE)),
             scheduler=Scheduler(store, self.schedules) if step.partition == PARTITION else None,
+            spans=self.spans,
         )
         step.in_background(queue)
         step.at_commit(queue.store_progress)
@@ -171,6 +174,7 @@ def queue_nodes(
     *,
     partitions: int,
     failures: dict[str, list[Exception]],
+    spans: JobSpans | None = None,
 ) -> tuple[Node, ...]:
     """The nodes of an app's queue: its topic, the step that executes jobs, and the topics of outcomes."""
     source = SourceNode(
@@ -184,7 +188,7 @@ def queue_nodes(
     step = Step(
         name=STEP,
         parents=(source.name,),
-        operator=RunJobs(jobs_topic(application), jobs, executors, schedules, failures),
+        operator=RunJobs(jobs_topic(application), jobs, executors, schedules, failures, spans),
         # A job that failed for good must not stop the others.
         policy=dead_letter,
         owns=(StoreDefinition(name=STORE, key=Bytes(), value=Bytes(), purpose="jobs", view=None),),

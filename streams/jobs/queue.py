@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from streams.jobs.queued_job import QueuedJob
     from streams.jobs.scheduler import Scheduler
     from streams.records import TopicPartition
+    from streams.tracing.spans import JobSpans
 
 MOST_OPEN = 10_000
 """How many unfinished records are kept in memory before the input is paused, or jobs go to the store."""
@@ -69,6 +70,7 @@ class JobQueue:
         clock: Callable[[], int],
         commands: CommandLog | None = None,
         scheduler: Scheduler | None = None,
+        spans: JobSpans | None = None,
     ) -> None:
         place = QueuePartition(topic, partition)
         self._store = store
@@ -98,7 +100,9 @@ class JobQueue:
         self._admission = Admission(
             store, unfinished, occurrences, turns, control, endings, slice_outcomes, place
         )
-        self._attempts = Attempts(jobs, unfinished, turns, buckets, control, endings, executors, place)
+        self._attempts = Attempts(
+            jobs, unfinished, turns, buckets, control, endings, executors, place, spans=spans
+        )
         self._questions = Questions(jobs, store, self._input, unfinished, turns, buckets, control, place)
         if self._input.is_complete:
             self._become(QueueState.RUNNING)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streams.jobs.commands import Command
     from streams.jobs.job import Call
     from streams.jobs.record import JobEnd, JobRecord
+    from streams.tracing.spans import JobSpans
 
 ENQUEUE_SECONDS = 30.0
 """How long to wait until Kafka has acknowledged jobs."""
@@ -31,7 +32,8 @@ ENQUEUE_SECONDS = 30.0
 class QueueClient:
     """The connection of one program to an app's queue, opened when it is first used. Any thread may use it.
 
-    ``prepare`` creates the queue's topics where they do not exist.
+    ``prepare`` creates the queue's topics where they do not exist. ``spans`` are those of jobs, with the
+    setting ``tracing``.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class QueueClient:
         prepare: Callable[[Broker], None],
         *,
         clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        spans: JobSpans | None = None,
     ) -> None:
         self._application = application
+        self._spans = spans
         self._make_broker = broker
         self._prepare = prepare
         self._clock = clock
@@ -146,7 +150,12 @@ class QueueClient:
         )
         appender = self._opened_appender()
         write = appender.append_together if together else appender.append
-        places = write(output, ENQUEUE_SECONDS)
+        if self._spans is None:
+            places = write(output, ENQUEUE_SECONDS)
+        else:
+            with self._spans.send(self.topic, len(calls)) as headers:
+                output.headers = [headers] * len(calls) if headers else None
+                places = write(output, ENQUEUE_SECONDS)
         return [
             Handle(str(JobId(place.partition, place.offset)), call.job.name, self, call.job.result.decode)
             for place, call in zip(places, calls, strict=True)

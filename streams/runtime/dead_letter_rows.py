@@ -45,6 +45,8 @@ class DeadLetter(NamedTuple):
     step: str
     error: Exception
     cut: int = 0
+    context: Sequence[tuple[str, bytes | None]] = ()
+    """The context of the span in which it failed, with the setting ``tracing``."""
 
     @property
     def identity(self) -> Hashable:
@@ -190,6 +192,7 @@ def _headers(letter: DeadLetter, record: Record[bytes | None, bytes | None], app
         (f"{PREFIX}exception", type(letter.error).__qualname__.encode()),
         (f"{PREFIX}message", message[: SHORT_MESSAGE_BYTES if cut == CUT_ALL else MESSAGE_BYTES]),
     ]
+    headers += [(f"{PREFIX}{name}", value) for name, value in letter.context]
     known = letter.batch.select([letter.row])
     if isinstance(known.fetched, SyntheticBatch | Relayed) or known.lineage is not None:
         # A result of several records, with the setting ``lineage``.

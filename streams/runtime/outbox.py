@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from streams.operators.guard import came_from
 from streams.records import Batch, TopicPartition, total_bytes
 from streams.runtime.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
 from streams.runtime.retried import retried_from
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from streams.operators.guard import Guard
     from streams.operators.runtime import Runtime
     from streams.policy import Action
-    from streams.records import Fetched, Output, Trace
+    from streams.records import Fetched, Headers, Output, Trace
     from streams.runtime.counts import Counts
     from streams.runtime.dead_letters import FirstFailures
     from streams.runtime.refused_rows import RefusedRows
     from streams.topology.graph import Node
+    from streams.tracing.spans import Carried
 
 
 class Delivery(NamedTuple):
@@ -62,6 +64,8 @@ class Outbox:
         self._deliveries: list[Delivery] = []
         self._before_slice = 0, 0, 0
         """The numbers of outputs, dead letters and deliveries before the open slice."""
+        self._context: Headers = []
+        """The context of the last slice's span, for dead letters of rows that the broker refuses."""
         self._sent: dict[tuple[str, str], list[Batch[Any, Any]]] = {}
         """The batches that each sink has written in the open slice, by sink and topic."""
 
@@ -78,6 +82,25 @@ class Outbox:
         """Discard what the open slice has produced."""
         outputs, letters, deliveries = self._before_slice
         del self._outputs[outputs:], self._dead_letters[letters:], self._deliveries[deliveries:]
+
+    def carry(self, span: Carried) -> tuple[Iterator[tuple[str, Exception, str]], int]:
+        """Let the rows of the slice that has just been completed carry the context of its span.
+
+        Returns its dead letters, as step, error and record, and their number.
+        """
+        outputs, letters, deliveries = self._before_slice
+        for output in self._outputs[outputs:]:
+            output.headers = span.stamped(output.headers, len(output))
+        for at in range(deliveries, len(self._deliveries)):
+            batch = self._deliveries[at].batch
+            column = span.stamped(batch.headers, len(batch))
+            if column is not None:
+                self._deliveries[at] = self._deliveries[at]._replace(batch=batch.with_headers(column))
+        # A row that a sink connector refuses may be of any slice since the last commit.
+        self._context = [] if len(self._deliveries) > deliveries else span.headers
+        failed = [letter._replace(context=span.headers) for letter in self._dead_letters[letters:]]
+        self._dead_letters[letters:] = failed
+        return ((item.step, item.error, came_from(item.batch, item.row)) for item in failed), len(failed)
 
     def drop(self) -> None:
         """Discard everything."""
@@ -133,7 +156,7 @@ class Outbox:
             self._counts.skipped[step] += 1
             return
         self._counts.dead_letters[step] += 1
-        self._dead_letters.append(DeadLetter(batch, row, step, error))
+        self._dead_letters.append(DeadLetter(batch, row, step, error, context=self._context))
 
     def last_read(self) -> Trace | None:
         """The last record of the open slice, if it has input."""

@@ -25,6 +25,7 @@ from streams.runtime.step_times import StepTimes
 from streams.runtime.task_stores import TaskStores
 from streams.state.buffered import KeyValueState
 from streams.topology.graph import Node, SourceNode, Subtopology, matches
+from streams.tracing.spans import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from streams.state.changelog import Checkpoint
     from streams.state.committed import CommittedStore
     from streams.state.store import Database
+    from streams.tracing.spans import WorkerSpans
 
 
 BACKGROUND_SECONDS = 0.002
@@ -72,7 +74,8 @@ class Task:
     ``database`` must be restored when the task is created. ``checkpoints`` are the offset in its changelog up
     to which each store is restored. ``lookups`` are the app's global tables. ``refused`` are rows that the
     broker has rejected: when they are processed again, their sink's policy applies and they are not written.
-    ``failures`` logs the first failures of steps, for all tasks of a process.
+    ``failures`` logs the first failures of steps, for all tasks of a process. ``spans`` are those of its
+    slices, with the setting ``tracing``.
     """
 
     def __init__(
@@ -88,8 +91,10 @@ class Task:
         lookups: Mapping[str, Lookup] | None = None,
         refused: RefusedRows | None = None,
         failures: FirstFailures | None = None,
+        spans: WorkerSpans | None = None,
     ) -> None:
         self.id = identifier
+        self._spans = spans
         self.positions: dict[TopicPartition, int] = {}
         self.starts: dict[TopicPartition, int] = {}
         self.counts = Counts()
@@ -214,7 +219,7 @@ class Task:
         decoding = self.counts.seconds["decode"]
         partition = TopicPartition(fetched.topic, fetched.partition)
         receive = self._receivers[self._source_name(fetched.topic)]
-        self._as_slice(lambda: receive(fetched), partition=partition)
+        self._as_slice(lambda: receive(fetched), Work.PROCESS, records=fetched, partition=partition)
         self.positions[partition] = fetched.next_offset
         counts = self.counts
         counts.records_in += len(fetched)
@@ -241,7 +246,7 @@ class Task:
             if batch.state is not None:
                 positions.put(STATE, batch.state)
 
-        self._as_slice(run)
+        self._as_slice(run, Work.SOURCE, records=batch.records, source=source.name)
         counts = self.counts
         counts.records_in += len(batch.records)
         seconds = counts.seconds
@@ -269,7 +274,7 @@ class Task:
                 # What steps forward at the end of a slice is not the records'.
                 self._gates.end()
 
-        self._as_slice(run, partition=request.source)
+        self._as_slice(run, Work.RETRY, records=records, partition=request.source)
         self.retried.append(records)
         self.counts.seconds["process"] += time.perf_counter() - begun
 
@@ -305,7 +310,7 @@ class Task:
             for schedule in due:
                 schedule.run(now)
 
-        self._as_slice(run)
+        self._as_slice(run, Work.TIMERS)
         return True
 
     def idle(self, milliseconds: int, since: int) -> bool:
@@ -322,7 +327,7 @@ class Task:
             for clock, to in moved.items():
                 clock.advance(to)
 
-        self._as_slice(run)
+        self._as_slice(run, Work.IDLE)
         return True
 
     def advance(self, partition: TopicPartition, offset: int) -> None:
@@ -390,7 +395,7 @@ class Task:
             for work in finished:
                 work.collect()
 
-        self._as_slice(run)
+        self._as_slice(run, Work.OUTCOMES)
         return True
 
     def stop_background_work(self) -> None:
@@ -406,7 +411,7 @@ class Task:
         """
         if not self.stateful:
             return
-        self._as_slice(lambda: None, committing=True)
+        self._as_slice(lambda: None, Work.COMMIT)
         self._stores.stage(self._clocks.keepers)
 
     def take(self) -> list[Output]:
@@ -497,14 +502,40 @@ class Task:
     def _as_slice(
         self,
         run: Callable[[], None],
+        work: Work,
         *,
-        committing: bool = False,
+        records: Fetched | None = None,
         partition: TopicPartition | None = None,
+        source: str = "",
     ) -> None:
         """Run the steps, on records of an input partition or without input, completely or not at all."""
         fields = {"task": str(self.id)} | ({} if partition is None else {"partition": str(partition)})
         with bound_contextvars(**fields):
-            self._run_slice(run, committing=committing)
+            if self._spans is None:
+                self._run_slice(run, committing=work is Work.COMMIT)
+            else:
+                self._run_traced(run, work, records, source, self._spans)
+
+    def _run_traced(
+        self,
+        run: Callable[[], None],
+        work: Work,
+        records: Fetched | None,
+        source: str,
+        spans: WorkerSpans,
+    ) -> None:
+        if work is Work.COMMIT:
+            self._run_slice(run, committing=True)
+            if spans.committing is not None:
+                self._outbox.carry(spans.committing)
+            return
+        if work is Work.SOURCE and not records:
+            # Only the position has moved.
+            self._run_slice(run, committing=False)
+            return
+        with spans.batch(work, str(self.id), records, source) as span:
+            self._run_slice(run, committing=False)
+            span.dead_letters(*self._outbox.carry(span))
 
     def _run_slice(self, run: Callable[[], None], *, committing: bool) -> None:
         self._outbox.begin_slice()

@@ -52,6 +52,7 @@ from streams.runtime.topics import more_partitions
 from streams.runtime.transaction import UNFINISHED, Transaction
 from streams.state.memory import MemoryDatabases
 from streams.topology.graph import matches
+from streams.tracing.setting import worker_spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -155,6 +156,9 @@ class Worker:
         self.look_seconds: float | None = LOOK_SECONDS
         """As ``LOOK_SECONDS``; ``None`` to check only after all calls have ended."""
         self.wall_clock = wall_clock or (lambda: time.time_ns() // 1_000_000)
+        self._spans = worker_spans(application, enabled=settings.tracing)
+        self._written = 0
+        """How many records were written before the transaction, for its span."""
         self._stop = threading.Event()
         self._pause = pause or self._stop.wait
         self._stop_by = float("inf")
@@ -571,6 +575,7 @@ class Worker:
             lookups=self._globals.lookups,
             refused=self._transaction.refused,
             failures=self._failures,
+            spans=self._spans,
         )
 
     # --- rebalances, called from inside the consumer
@@ -927,6 +932,23 @@ class Worker:
         if self._grown is not None:
             # What is uncommitted may have used the state of another partition's keys.
             raise self._grown
+        if self._spans is None or not self._spans.uncommitted:
+            self._commit_slices(confirm=confirm)
+            return
+        with self._spans.commit() as span:
+            self._commit_slices(confirm=confirm)
+            transaction, before = self._transaction, self._written
+            self._written = self._records_out()
+            span.ended(
+                records=self._written - before,
+                outcome="committed" if not transaction.must_rewind else transaction.state.value,
+                reason=transaction.aborted_by if transaction.must_rewind else "",
+            )
+
+    def _records_out(self) -> int:
+        return sum(count.records_out for count in self.counts)
+
+    def _commit_slices(self, *, confirm: bool) -> None:
         begun = self._clock()
         assert not self._slice.holds_back_commits, "a commit cannot be made in the middle of a slice"  # I1
         self._transaction.begin_commit()
@@ -1137,6 +1159,9 @@ class Worker:
             self._transaction.read_back()
         positions = self._assignment.drop(states_unknown=unknown)
         self._transaction.rewound()
+        if self._spans is not None:
+            self._spans.rewound()
+            self._written = self._records_out()
         self._sources.rewind()
         if self._retries is not None and unknown:
             self._retries.doubt()

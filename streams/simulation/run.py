@@ -374,6 +374,8 @@ class Run:
             group_instance_id=None,
             # The input is written before the workers start.
             offset_reset="earliest",
+            # A span's context in the headers differs in each run.
+            tracing=False,
             # Only the schedule evicts members.
             poll_deadline=1e9,
             transaction_timeout=TRANSACTION_SECONDS,

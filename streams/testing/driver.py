@@ -34,6 +34,7 @@ from streams.state.memory import MemoryDatabases
 from streams.testing.encoding import decode, encode
 from streams.testing.jobs import DriverQueue
 from streams.topology.graph import closest, matches
+from streams.tracing.setting import worker_spans
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -430,6 +431,7 @@ class TopologyDriver:
     def _use(self, app: App) -> None:
         self._app = app
         self._failures = FirstFailures(app.dead_letter_topic)
+        self._spans = worker_spans(app.name, enabled=app.settings.tracing)
         self._resources = resources_of_worker(app)
         self._topology = app.topology
         # Schedules are decided there, also before there is any job.
@@ -445,7 +447,7 @@ class TopologyDriver:
         queue = queue_if_any(app)
         if queue is not None:
             self._client = self._client or DriverQueue(
-                jobs_topic(app.name), self._partitions, self.wall_clock, self._place_job
+                jobs_topic(app.name), self._partitions, self.wall_clock, self._place_job, queue.spans
             )
             queue.use(self._client)
         self._serdes = {
@@ -550,6 +552,17 @@ class TopologyDriver:
         return topic
 
     def _commit(self, task: Task) -> None:
+        if self._spans is None or not self._spans.uncommitted:
+            written = self._take(task)
+        else:
+            with self._spans.commit() as span:
+                written = self._take(task)
+                span.ended(records=sum(map(len, written)), outcome="committed", reason="")
+        for output in written:
+            self._write(output)
+
+    def _take(self, task: Task) -> list[Output]:
+        """Commit what a task has processed; return what it has written."""
         for delivery in task.take_deliveries():
             node = self._topology.sink_connector(delivery.sink)
             self._delivered.setdefault(node.store, []).extend(delivery.batch.records())
@@ -567,8 +580,7 @@ class TopologyDriver:
                     fetched for fetched in self._unfinished[place] if fetched.next_offset > offset
                 ]
                 self._finished[place] = offset
-        for output in written:
-            self._write(output)
+        return written
 
     def _admit(self, task: Task, fetched: FetchedLists) -> None:
         """Let a task of the queue take records, and execute what may run."""
@@ -631,6 +643,7 @@ class TopologyDriver:
             [record.value],
             [record.timestamp],
             [offset],
+            None if record.headers is None else [record.headers],
         )
         if self._busy:
             self._placed_jobs.append(fetched)
@@ -664,6 +677,7 @@ class TopologyDriver:
                     checkpoints=self._checkpoints(subtopology, database),
                     lookups={table.source.store.name: table.lookup for table in self._global_tables.values()},
                     failures=self._failures,
+                    spans=self._spans,
                 )
             except BaseException:
                 # After a program that cannot read its state, a test may restart with one that can.

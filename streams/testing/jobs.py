@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from streams.jobs.job import Call
     from streams.records import Headers
+    from streams.tracing.spans import JobSpans
 
 
 class EnqueuedJob(NamedTuple):
@@ -43,8 +44,10 @@ class DriverQueue:
         partitions: int,
         clock: Callable[[], int],
         place: Callable[[int, Record[bytes | None, bytes | None]], int],
+        spans: JobSpans | None = None,
     ) -> None:
         self._topic = topic
+        self._spans = spans
         self._partitions = partitions
         self._clock = clock
         self._place = place
@@ -61,7 +64,10 @@ class DriverQueue:
 
     def enqueue(self, calls: Sequence[Call[Any]]) -> list[Handle[Any]]:
         """Put calls into the queue; see ``QueueClient``."""
-        return [self._enqueue(call) for call in calls]
+        if self._spans is None:
+            return [self._enqueue(call, None) for call in calls]
+        with self._spans.send(self._topic, len(calls)) as headers:
+            return [self._enqueue(call, list(headers) or None) for call in calls]
 
     enqueue_many = enqueue
 
@@ -101,9 +107,8 @@ class DriverQueue:
         end = msgspec.json.decode(value or b"", type=JobEnd)
         self._ends[end.id] = end
 
-    def _enqueue(self, call: Call[Any]) -> Handle[Any]:
+    def _enqueue(self, call: Call[Any], headers: Headers | None) -> Handle[Any]:
         now, key = self._clock(), call.partition_key
-        headers: Headers | None = None
         record: Record[bytes | None, bytes | None] = Record(
             None if key is None else key.encode(), call.payload(now), now, headers
         )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from streams.jobs.current import CurrentJob
     from streams.jobs.job import BaseJob
+    from streams.tracing.spans import JobSpan
 
 
 @dataclass(slots=True)
@@ -45,6 +46,8 @@ class Attempt:
     """The arguments as JSON, for executors in other processes."""
     failed_before: int = 0
     """When the attempt before it failed, as was known when it began; see ``QueuedJob.failed_at``."""
+    span: JobSpan | None = None
+    """With the setting ``tracing``."""
 
     @property
     def members(self) -> Sequence[Attempt]:
@@ -54,10 +57,14 @@ class Attempt:
     def begin(self) -> None:
         """Note that it begins now."""
         self.begun = time.time_ns() // 1_000_000
+        if self.span is not None:
+            self.span.begin()
 
     def enter(self) -> None:
         """Let ``current_job`` return its job, in this context."""
         enter_jobs([self.current])
+        if self.span is not None:
+            self.span.enter()
 
     def succeed(self, returned: Any) -> None:
         """Keep what the function has returned. Raises ``TypeError`` if that cannot be written as JSON."""
@@ -71,6 +78,8 @@ class Attempt:
         """Report the outcome, in whatever thread."""
         if self.begun:
             self.seconds = max(0, time.time_ns() // 1_000_000 - self.begun) / 1000 / self.share
+        if self.span is not None:
+            self.span.finish([] if self.error is None else [self.error])
         # In this order: see ``adopt``.
         self.finished = True
         self.ended.append(self)

@@ -24,6 +24,7 @@ class BatchAttempt(Attempt):
     def of(cls, items: Sequence[Attempt]) -> BatchAttempt:
         """Together."""
         first = items[0]
+        spans = [item.span for item in items if item.span is not None]
         return cls(
             first.offset,
             first.job,
@@ -32,6 +33,7 @@ class BatchAttempt(Attempt):
             copy_context(),
             first.ended,
             items=items,
+            span=spans[0].together(spans) if spans else None,
         )
 
     @property
@@ -42,9 +44,13 @@ class BatchAttempt(Attempt):
         for item in self.items:
             item.begin()
             item.share = len(self.items)
+        if self.span is not None:
+            self.span.begin()
 
     def enter(self) -> None:
         enter_jobs([item.current for item in self.items], together=True)
+        if self.span is not None:
+            self.span.enter()
 
     def succeed(self, returned: Any) -> None:
         for item, outcome in zip(self.items, outcomes(self.job.name, returned, len(self.items)), strict=True):
@@ -62,6 +68,10 @@ class BatchAttempt(Attempt):
             item.error = error
 
     def finish(self) -> None:
+        if self.span is not None:
+            # An error of the function itself is that of all its jobs.
+            errors = {id(item.error): item.error for item in self.items if item.error is not None}
+            self.span.finish(list(errors.values()))
         self.finished = True
         for item in self.items:
             item.finish()

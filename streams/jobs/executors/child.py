@@ -38,6 +38,7 @@ from streams.jobs.executors.process_messages import (
 )
 from streams.jobs.job import BaseJob
 from streams.process.role import become_job_process
+from streams.tracing.setting import remote_span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +104,8 @@ class Child:
             order = self._orders.get()
             self._running = [self._job(at, item) for at, item in enumerate(order.items)]
             try:
-                ended: list[bytes | Failure] = self._execute(order)
+                with remote_span(order.context) if order.context else contextlib.nullcontext():
+                    ended: list[bytes | Failure] = self._execute(order)
             except BaseException as error:  # noqa: BLE001 - whatever it is, it is the outcome of these jobs
                 ended = [failure_of(error)] * len(order.items)
             self._running = []

@@ -100,6 +100,7 @@ class InlineExecutor:
 
 
 async def _awaited(attempt: Attempt) -> None:
+    attempt.begin()
     task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(_call(attempt), context=attempt.context)
     try:
         await task

@@ -34,6 +34,8 @@ class Execute(msgspec.Struct, tag=True, frozen=True):
     """Its qualified name in the module."""
     together: bool
     items: list[Item]
+    context: dict[str, str] = {}
+    """The context of its span, with the setting ``tracing``."""
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True):

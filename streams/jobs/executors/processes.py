@@ -159,4 +159,5 @@ def _order(attempt: Attempt) -> Execute:
             )
             for each in members
         ],
+        {} if attempt.span is None else dict(attempt.span.carrier),
     )

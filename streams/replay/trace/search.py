@@ -24,6 +24,7 @@ from streams.replaying import Replay, running_in
 from streams.runtime.task import Task, TaskId
 from streams.topology.graph import SourceNode, Step, Subtopology, Topology
 from streams.topology.lineage import with_lineage
+from streams.tracing.spans import W3C_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from streams.replay.trace.node import TraceNode
     from streams.replay.trace.reader import Bytes
     from streams.replay.trace.tracer import Tracer
+
+_OF_ONE_RUN: Final = W3C_HEADERS | {HEADER}
+"""Headers that differ when the same input is processed again."""
 
 MOST_CANDIDATES: Final = 20
 """The number of candidates that are shown."""
@@ -188,11 +192,12 @@ def _equal(output: Output, wanted: Bytes) -> list[tuple[str, int, int]]:
         if value == wanted.value
         and key == wanted.key
         and time == wanted.timestamp
-        and _without_lineage(headers) == _without_lineage(wanted.headers)
+        and _comparable(headers) == _comparable(wanted.headers)
         and (made := header_of(headers or [])) is not None
         and made.lineage.first is not None
     ]
 
 
-def _without_lineage(headers: Headers | None) -> Sequence[Any]:
-    return [header for header in headers or () if header[0] != HEADER]
+def _comparable(headers: Headers | None) -> Sequence[Any]:
+    """Those that stay the same when the input is processed again."""
+    return [header for header in headers or () if header[0] not in _OF_ONE_RUN]
