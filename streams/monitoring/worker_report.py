@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from streams.monitoring.ledger import Difference, LedgerFigures
 from streams.runtime.counts import Counts
 
 if TYPE_CHECKING:
@@ -125,6 +126,10 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     tasks: list[TaskStatus]
     steps: list[StepStatus]
     rebalances: list[RebalanceStatus]
+    ledger: list[LedgerFigures] = []
+    """What became of the records, by task and topic; empty until the first check."""
+    differences: list[Difference] = []
+    """Records that are not accounted for."""
     alerts: list[FiringAlert] = []
     """The app's alerts that fire, if it has alerts; each worker reports the same ones."""
 
@@ -196,6 +201,8 @@ def report(
             )
             for item in worker.rebalances.history
         ],
+        ledger=list(observer.ledger.figures or ()),
+        differences=list(observer.ledger.differences),
         alerts=list(alerts),
     )
 

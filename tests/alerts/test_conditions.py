@@ -125,6 +125,18 @@ def test_nothing_holds_for_an_app_that_keeps_up():
             },
         ),
         (
+            [
+                worker(differences={"orders": 2}, difference_of={"orders": "2 records of orders-0: missing"}),
+                worker(differences={"orders": 1}, difference_of={"orders": "1 record of orders-1: missing"}),
+            ],
+            {
+                (
+                    "StreamsLedgerDifference",
+                    "orders",
+                ): "3 records of orders are not accounted for in app shop: 2 records of orders-0: missing."
+            },
+        ),
+        (
             [worker(unknown=True)],
             {
                 ("StreamsConditionUnknown", ""): "What waits for app shop has not been known for long: "
