@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from streams.monitoring.ledger import Difference, LedgerFigures
+from streams.monitoring.ledger import Difference, LedgerFigures  # noqa: TC001 - msgspec reads the annotations
 from streams.runtime.counts import Counts
 
 if TYPE_CHECKING:

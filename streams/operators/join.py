@@ -498,7 +498,7 @@ class _Joining:
             self._other.put(start, key, marked)
 
     def _leave_out(self, batch: Batch[Any, Any], *, kept: int) -> None:
-        """Count late records, of which ``kept`` are buffered, and forward them if there is a step for them."""
+        """Count late records, ``kept`` of which are buffered, and forward them to the step for them."""
         self._step.late(len(batch), kept=kept)
         if self._late is not None:
             self._late(batch)

@@ -169,6 +169,8 @@ def test_every_alert_can_be_found_and_switched_off():
         next_instants={"nightly": 0},
         retained_bytes={"rows": 1e12},
         unavailable=["rows"],
+        differences={"orders": 1},
+        difference_of={"orders": "1 record of orders-0: missing"},
         unknown=True,
     )
     assert {name for name, _ in holding(everything)} == {name.value for name in FINDERS}

@@ -1,0 +1,90 @@
+"""Whether workers on a real broker account for all records: transactions, kills, moves, dead letters."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.conftest import HERE
+from tests.support.commands import run_streams
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Copy, Count, WorkerProcess
+
+pytestmark = pytest.mark.kafka
+
+SESSION = {"group_protocol": "classic", "session_timeout": 6, "transaction_timeout": 3}
+"""Short enough that a killed worker's partitions move within a test."""
+
+
+def status_of(app: Copy, worker: WorkerProcess) -> dict[str, Any]:
+    app.wait_for(lambda: worker.events("http listening"), 60, "the port is open")
+    url = worker.events("http listening")[0]["url"]
+    with urllib.request.urlopen(f"{url}/status", timeout=10) as response:
+        found: dict[str, Any] = json.load(response)
+        return found
+
+
+def total(figures: list[dict[str, Any]], name: str) -> int:
+    return sum(item[name] for item in figures)
+
+
+def wait_for_figures(app: Copy, worker: WorkerProcess, topic: str, read: int) -> list[dict[str, Any]]:
+    """The ledger of a worker that has read so many records of a topic, checked after that."""
+    seen: list[Any] = []
+
+    def holds() -> bool:
+        seen.append(status_of(app, worker))
+        assert seen[-1]["differences"] == []
+        return total([item for item in seen[-1]["ledger"] if item["topic"] == topic], "read") == read
+
+    app.wait_for(holds, 60, "the ledger has all records", lambda: seen[-1]["ledger"])
+    figures: list[dict[str, Any]] = seen[-1]["ledger"]
+    return figures
+
+
+@pytest.mark.parametrize("guarantee", ["exactly_once", "at_least_once"])
+def test_all_records_are_accounted_for_up_to_the_acknowledgements(copy: Copy, guarantee: str) -> None:
+    copy.environment["COPY_ON_ERROR"] = "streams.dead_letter"
+    worker = copy.start(http_port=0, guarantee=guarantee, dead_letter_limit=1.0)
+    copy.produce([f"{'poison' if number % 10 == 0 else 'value'}-{number}" for number in range(3_000)])
+    copy.wait_until_consumed()
+    figures = wait_for_figures(copy, worker, copy.input, 3_000)
+    assert (total(figures, "written"), total(figures, "dead_letters")) == (2_700, 300)
+    assert {item["difference"] for item in figures} == {0}
+    environment = {
+        **os.environ,
+        "COPY_PREFIX": copy.prefix,
+        "STREAMS_BOOTSTRAP_SERVERS": copy.servers,
+    }
+    shown = run_streams("status", "copy_app:app", "--json", folder=HERE, environment=environment)
+    assert shown.returncode == 0, shown
+    assert json.loads(shown.stdout)["differences"] == []
+    assert worker.stop() == 0
+    assert sum(copy.outputs().values()) == 2_700
+
+
+def test_partitions_that_move_to_another_worker_and_back_leave_no_difference(count: Count) -> None:
+    """With stores, windows and a repartition topic; one worker is killed."""
+    first = count.start(http_port=0, **SESSION)
+    count.send([(f"key-{number % 50}", number) for number in range(2_000)])
+    count.wait_until_consumed()
+    second = count.start(http_port=0, **SESSION)
+    count.wait_for(lambda: second.events("restored"), 90, "the second has tasks")
+    count.send([(f"key-{number % 50}", 2_000 + number) for number in range(2_000)])
+    count.wait_until_consumed()
+    for worker in (first, second):
+        assert status_of(count, worker)["differences"] == []
+    second.kill()
+    count.send([(f"key-{number % 50}", 4_000 + number) for number in range(2_000)])
+    count.wait_until_consumed()
+    found = status_of(count, first)
+    assert found["differences"] == []
+    assert all(item["difference"] == 0 for item in found["ledger"])
+    held = [item for item in found["ledger"] if item["held"]]
+    assert held, found["ledger"]
+    assert first.stop() == 0
