@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from streams.records import TopicPartition
-    from streams.runtime.ledger import Fault, LedgerNode, Page, TaskLedger, WorkerLedger
-    from streams.runtime.task import Task, TaskId
+    from streams.runtime.ledger import Fault, LedgerNode, Page, TaskKey, TaskLedger, WorkerLedger
+    from streams.runtime.task import Task
     from streams.runtime.worker import Worker
 
 MOST_REPORTED = 100
@@ -84,12 +84,12 @@ class Ledger:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._seen: dict[tuple[TaskId, TopicPartition | None], Page] = {}
+        self._seen: dict[tuple[TaskKey, TopicPartition | None], Page] = {}
         """The pages of the last check."""
-        self._open: dict[tuple[TaskId, TopicPartition | None], dict[str, Difference]] = {}
+        self._open: dict[tuple[TaskKey, TopicPartition | None], dict[str, Difference]] = {}
         """The differences of running tasks, by place."""
-        self._settled: dict[TaskId, object] = {}
-        self._unsettled: dict[TaskId, dict[str, Difference]] = {}
+        self._settled: dict[TaskKey, object] = {}
+        self._unsettled: dict[TaskKey, dict[str, Difference]] = {}
         """Differences between the tasks' sinks and the producer, by place."""
         self._kept: list[Difference] = []
         """Those of tasks that have ended, and what was found while counting."""
@@ -122,7 +122,7 @@ class Ledger:
             found[key] = found.get(key, 0) + abs(item.records)
         return found
 
-    def _check_task(self, identifier: TaskId, task: Task) -> Iterator[LedgerFigures]:
+    def _check_task(self, identifier: TaskKey, task: Task) -> Iterator[LedgerFigures]:
         ledger = task.ledger
         for partition, page in dict(ledger.pages).items():
             self._check_page(identifier, ledger.nodes, partition, page)
@@ -140,7 +140,7 @@ class Ledger:
 
     def _check_page(
         self,
-        identifier: TaskId,
+        identifier: TaskKey,
         nodes: Sequence[LedgerNode],
         partition: TopicPartition | None,
         page: Page,
@@ -170,8 +170,8 @@ class Ledger:
             identifier, closed = ledger.closed.popleft()
             for partition, page in closed.settled.pages.items():
                 self._check_page(identifier, closed.nodes, partition, page)
-                for item in self._open.pop((identifier, partition), {}).values():
-                    self._keep(item)
+                for difference in self._open.pop((identifier, partition), {}).values():
+                    self._keep(difference)
             for item in between_commits(closed, by_worker=True):
                 self._keep(_of_imbalance(str(identifier), None, None, item))
             self._forget(identifier)
@@ -180,11 +180,11 @@ class Ledger:
         if len(self._kept) < MOST_KEPT:
             self._kept.append(difference)
 
-    def _forget_others(self, tasks: Mapping[TaskId, Task]) -> None:
+    def _forget_others(self, tasks: Mapping[TaskKey, Task]) -> None:
         for identifier in {identifier for identifier, _ in self._seen} - tasks.keys():
             self._forget(identifier)
 
-    def _forget(self, identifier: TaskId) -> None:
+    def _forget(self, identifier: TaskKey) -> None:
         for key in [key for key in self._seen if key[0] == identifier]:
             del self._seen[key]
             self._open.pop(key, None)

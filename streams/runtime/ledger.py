@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from streams.topology.graph import SinkConnectorNode, SourceNode, Step
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from streams.operators import Forward
     from streams.policy import Action
     from streams.records import Batch, Fetched, TopicPartition
-    from streams.runtime.task import TaskId
     from streams.topology.graph import Node, Subtopology
+
+    TaskKey: TypeAlias = tuple[int, int]
+    """A ``TaskId``, whose module imports this one."""
 
 MOST_KEPT = 1_000
 """So many faults and closed tasks are kept for the thread that reads them."""
@@ -374,7 +376,7 @@ class WorkerLedger:
 
     def __init__(self) -> None:
         self.faults: deque[Fault] = deque(maxlen=MOST_KEPT)
-        self.closed: deque[tuple[TaskId, TaskLedger]] = deque(maxlen=MOST_KEPT)
+        self.closed: deque[tuple[TaskKey, TaskLedger]] = deque(maxlen=MOST_KEPT)
         """The ledgers of tasks that have ended."""
         self._reading: dict[TopicPartition, _Reading] = {}
         self._handed: Counter[str] = Counter()
@@ -389,7 +391,7 @@ class WorkerLedger:
         reading.expected += len(fetched)
         reading.polled.append((fetched.next_offset, reading.expected))
 
-    def processed(self, task: TaskId, partition: TopicPartition, fetched: Fetched) -> None:
+    def processed(self, task: TaskKey, partition: TopicPartition, fetched: Fetched) -> None:
         """A slice of them is complete."""
         reading = self._reading.get(partition)
         if reading is None:
@@ -442,7 +444,7 @@ class WorkerLedger:
 
     # --- commits
 
-    def committed(self, task: TaskId, ledger: TaskLedger, partition: TopicPartition, offset: int) -> None:
+    def committed(self, task: TaskKey, ledger: TaskLedger, partition: TopicPartition, offset: int) -> None:
         """An offset of a task's partition was committed."""
         found = ledger.commit(partition, offset)
         if found is None:
@@ -461,6 +463,6 @@ class WorkerLedger:
             )
         )
 
-    def close(self, task: TaskId, ledger: TaskLedger) -> None:
+    def close(self, task: TaskKey, ledger: TaskLedger) -> None:
         """A task has ended."""
         self.closed.append((task, ledger))

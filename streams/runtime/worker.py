@@ -808,7 +808,8 @@ class Worker:
                     continue
                 if output.topic == self._dead_letter_topic:
                     self._dead_letters.note(output)
-                task.ledger.outside[Outside.ACCEPTED] += self._transaction.write(output)
+                written = self._transaction.write(output)
+                task.ledger.outside[Outside.ACCEPTED] += written
 
     def _wait_to_write(self) -> None:
         """Poll the group while the producer waits for the broker. Raises ``Interrupted``."""

@@ -122,7 +122,7 @@ class Site(MemoryCluster):
     def process(self, polled: Polled) -> None:
         for fetched in polled.fetched:
             self.task.process(fetched)
-            self.assignment.processed(PLACE, self.task)
+            self.assignment.processed(PLACE, self.task, fetched)
 
 
 def test_what_was_polled_is_processed_before_more_is():

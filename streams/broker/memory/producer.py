@@ -98,7 +98,7 @@ class MemoryProducer:
     def take_acknowledged(self) -> Mapping[str, int]:
         appended, self._appended = self._appended, Counter()
         if self._queue:
-            appended[""] -= sum(len(columns) for _, columns in self._queue)
+            appended[""] -= sum(len(columns.values) for _, columns in self._queue)
         return appended
 
     def _append(self, partition: TopicPartition, columns: Columns, transaction: Transaction | None) -> None:
