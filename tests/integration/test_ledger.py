@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.conftest import HERE
+from tests.integration.conftest import HERE, Copy
 from tests.support.commands import run_streams
 
 if TYPE_CHECKING:
-    from tests.integration.conftest import Copy, Count, WorkerProcess
+    from pathlib import Path
+
+    from tests.integration.conftest import Count, WorkerProcess
 
 pytestmark = pytest.mark.kafka
 
@@ -88,3 +90,42 @@ def test_partitions_that_move_to_another_worker_and_back_leave_no_difference(cou
     held = [item for item in found["ledger"] if item["held"]]
     assert held, found["ledger"]
     assert first.stop() == 0
+
+
+class Faulty(Copy):
+    """The app with a fault."""
+
+    name = "ledger"
+
+
+def test_a_loss_is_an_alert_that_names_the_step_and_the_offsets(
+    kafka_bootstrap: str, prefix: str, tmp_path: Path
+) -> None:
+    app = Faulty(kafka_bootstrap, prefix, tmp_path)
+    app.create_topics(partitions=1)
+    try:
+        worker = app.start(http_port=0)
+        app.produce(["kept", "filtered", "kept"])
+        wait_for_figures(app, worker, app.input, 3)
+        app.produce(["lost", "kept", "lost"])
+        seen: list[Any] = []
+
+        def fires() -> bool:
+            seen.append(status_of(app, worker))
+            return bool(seen[-1]["alerts"])
+
+        app.wait_for(fires, 60, "the alert fires", lambda: seen[-1])
+        sentence = f"2 records of {app.input}-0, offsets 3 to 5, task 0_0: missing in step 'choose'"
+        assert [item["sentence"] for item in seen[-1]["differences"]] == [sentence]
+        (alert,) = seen[-1]["alerts"]
+        assert (alert["alert"], alert["subject"]) == ("StreamsLedgerDifference", app.input)
+        assert alert["sentence"] == (
+            f"2 records of {app.input} are not accounted for in app {app.group}: {sentence}."
+        )
+        environment = {**os.environ, "LEDGER_PREFIX": prefix, "STREAMS_BOOTSTRAP_SERVERS": kafka_bootstrap}
+        shown = run_streams("status", "ledger_app:app", folder=HERE, environment=environment)
+        assert shown.returncode == 0, shown
+        assert sentence in " ".join(shown.stdout.split())
+        assert worker.stop() == 0
+    finally:
+        app.end()
