@@ -84,11 +84,16 @@ def test_partitions_that_move_to_another_worker_and_back_leave_no_difference(cou
     second.kill()
     count.send([(f"key-{number % 50}", 4_000 + number) for number in range(2_000)])
     count.wait_until_consumed()
-    found = status_of(count, first)
-    assert found["differences"] == []
-    assert all(item["difference"] == 0 for item in found["ledger"])
-    held = [item for item in found["ledger"] if item["held"]]
-    assert held, found["ledger"]
+    seen: list[Any] = []
+
+    def settled() -> bool:
+        seen.append(status_of(count, first))
+        return bool(total(seen[-1]["ledger"], "held"))
+
+    # The observer checks each second.
+    count.wait_for(settled, 60, "the stores have taken records in", lambda: seen[-1]["ledger"])
+    assert seen[-1]["differences"] == []
+    assert {item["difference"] for item in seen[-1]["ledger"]} == {0}
     assert first.stop() == 0
 
 
