@@ -18,6 +18,7 @@ from streams.devstack.development import QUICK_JAVA, development_broker
 from streams.devstack.postgres import LocalPostgres
 from streams.devstack.registry import LocalRegistry, installed_registry
 from streams.errors import LocalKafkaError
+from tests.support.unaccounted import Unaccounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,6 +98,18 @@ def logging_as_it_was() -> Iterator[None]:
     yield
     logger.handlers, logger.propagate = handlers, propagate
     logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def unaccounted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Unaccounted]:
+    """Fails a test in which a record is lost, in whatever task of this process: the ledger's balances close.
+
+    Tests that let records get lost look at what was found, and clear it.
+    """
+    found = Unaccounted(monkeypatch)
+    yield found
+    assert found.of_tasks == []
+    assert found.of_workers == []
 
 
 @pytest.fixture(scope="session")

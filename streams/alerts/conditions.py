@@ -183,6 +183,19 @@ class Conditions:
                     "or refuses.",
                 )
 
+    def ledger_difference(self, figures: Sequence[WorkerFigures], _: int) -> Iterator[Symptom]:
+        for topic in sorted({topic for item in figures for topic in item.differences}):
+            count = sum(item.differences.get(topic, 0) for item in figures)
+            if count > self._threshold(AlertName.LEDGER_DIFFERENCE):
+                first = next(item.difference_of[topic] for item in figures if topic in item.difference_of)
+                yield _symptom(
+                    AlertName.LEDGER_DIFFERENCE,
+                    topic,
+                    count,
+                    f"{count:,} records of {topic or 'work without input'} are not accounted for in app "
+                    f"{self._app}: {first}.",
+                )
+
     def condition_unknown(self, figures: Sequence[WorkerFigures], _: int) -> Iterator[Symptom]:
         count = sum(item.unknown for item in figures)
         if count > self._threshold(AlertName.CONDITION_UNKNOWN):
@@ -201,6 +214,7 @@ FINDERS = {
     AlertName.CRON_MISSED: Conditions.cron_missed,
     AlertName.SLOT_UNHEALTHY: Conditions.slot_unhealthy,
     AlertName.CONNECTOR_UNAVAILABLE: Conditions.connector_unavailable,
+    AlertName.LEDGER_DIFFERENCE: Conditions.ledger_difference,
     AlertName.CONDITION_UNKNOWN: Conditions.condition_unknown,
 }
 """How each condition is found; that no worker runs is known by there being no figures."""

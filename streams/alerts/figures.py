@@ -67,6 +67,10 @@ class WorkerFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """What the slot of each source makes its database keep."""
     unavailable: list[str] = []
     """Connectors that cannot be used."""
+    differences: dict[str, int] = {}
+    """Records that are not accounted for, by topic."""
+    difference_of: dict[str, str] = {}
+    """The first difference of each of these topics, in words: where it arose."""
     unknown: bool = False
     """Whether it does not know what waits, as its broker does not answer."""
 
@@ -116,6 +120,11 @@ class FigureReader:
                 topic = item.partition.topic
                 deleted_in[topic] = min(deleted_in.get(topic, item.deleted_in), item.deleted_in)
         records, dead_letters = self._count()
+        differences: dict[str, int] = {}
+        difference_of: dict[str, str] = {}
+        for found in self._observer.ledger.differences:
+            differences[found.topic] = differences.get(found.topic, 0) + abs(found.records)
+            difference_of.setdefault(found.topic, found.sentence)
         now = worker.wall_clock()
         queues = [
             work
@@ -149,6 +158,8 @@ class FigureReader:
                 if "retained_bytes" in health.metrics
             },
             unavailable=sorted(worker.problems),
+            differences=differences,
+            difference_of=difference_of,
             unknown=observation.judgement.condition is Condition.UNKNOWN,
         )
 

@@ -41,6 +41,8 @@ class AlertName(StrEnum):
     """A replication slot makes its database keep more bytes of its log; by source."""
     CONNECTOR_UNAVAILABLE = "StreamsConnectorUnavailable"
     """More workers than this cannot use a connector; by connector."""
+    LEDGER_DIFFERENCE = "StreamsLedgerDifference"
+    """More records than this are not accounted for; by topic."""
     CONDITION_UNKNOWN = "StreamsConditionUnknown"
     """More workers than this do not know what waits, as their broker does not answer."""
     NO_WORKERS = "StreamsNoWorkers"
@@ -104,6 +106,7 @@ DEFAULTS: dict[AlertName, Rule] = {
     AlertName.CRON_MISSED: _rule(120, 1, "warning"),
     AlertName.SLOT_UNHEALTHY: _rule(10e9, 10, "warning"),
     AlertName.CONNECTOR_UNAVAILABLE: _rule(0, 5, "warning"),
+    AlertName.LEDGER_DIFFERENCE: _rule(0, 1, "critical"),
     AlertName.CONDITION_UNKNOWN: _rule(0, 10, "warning"),
     AlertName.NO_WORKERS: _rule(0, 5, "critical"),
 }

@@ -217,6 +217,14 @@ class Producer(Protocol):
     def take_refused(self) -> list[Refusal]:
         """The records rejected by the broker since the last call. Call it after ``abort`` or ``flush``."""
 
+    def take_acknowledged(self) -> Mapping[str, int]:
+        """How many records were acknowledged since the last call, by topic.
+
+        Of a transaction, records are counted whether it is committed or not. Records that are not
+        acknowledged yet are counted as negative ones of the topic ``""``. Call it after ``commit``, ``abort``
+        or ``flush``.
+        """
+
     def init_transactions(self, timeout: float) -> None:
         """Fence older producers of the same transactional id, and complete their open transactions."""
 

@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from streams.monitoring.app_report import AppReport
+    from streams.monitoring.ledger import Difference
     from streams.monitoring.worker_report import FiringAlert, PartitionStatus
 
 WATCH_SECONDS = 2.0
 
 SHOWN_PARTITIONS = 10
 """The table has so many partitions, those whose records wait longest."""
+
+SHOWN_DIFFERENCES = 5
+"""So many differences of the ledger are shown; all are in the JSON."""
 
 
 def status(
@@ -98,6 +102,11 @@ def _fields(report: AppReport) -> dict[str, Any]:
         "processing_rate": report.processing_rate,
         "deleted_in_seconds": report.deleted_in,
         "bottlenecks": list(report.bottlenecks),
+        "differences": [
+            {"worker": worker.worker} | msgspec.to_builtins(item)
+            for worker in report.workers
+            for item in worker.differences
+        ],
         "alerts": [msgspec.to_builtins(item) for item in _alerts(report)],
         "workers": [worker.worker for worker in report.workers],
         "silent": list(report.silent),
@@ -138,6 +147,7 @@ def _lines(report: AppReport) -> list[str]:
     if report.deleted_in is not None:
         lines.append(f"in {_duration(report.deleted_in)}, records are deleted before they are processed")
     lines += [f"alert {item.alert}: {item.sentence}" for item in _alerts(report)]
+    lines += [f"worker {worker}: {item.sentence}" for worker, item in _differences(report)]
     lines += report.bottlenecks
     lines += [
         f"worker {worker.worker}: {name} cannot be used: {problem}"
@@ -157,6 +167,12 @@ def _alerts(report: AppReport) -> Sequence[FiringAlert]:
     """The alerts of the app that fire: each worker reports all that it knows of."""
     found = {(item.alert, item.subject): item for worker in report.workers for item in worker.alerts}
     return sorted(found.values(), key=lambda item: item.since)
+
+
+def _differences(report: AppReport) -> Sequence[tuple[str, Difference]]:
+    """Records that are not accounted for, with the worker that says so."""
+    found = [(worker.worker, item) for worker in report.workers for item in worker.differences]
+    return found[:SHOWN_DIFFERENCES]
 
 
 def _longest_waiting(report: AppReport) -> Sequence[tuple[str, PartitionStatus]]:

@@ -36,11 +36,14 @@ class MakeCalls(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard, clock = fan_out(children), step.guard, step.wall_clock
+        account = step.account
         make = partial(_records, self, clock)
 
         def run(batch: Batch[Any, Any]) -> None:
             made, records = guard.apply(make, batch.values, batch)
             rows = [row for row, record in enumerate(records) if record is not None]
+            if len(rows) < len(records):
+                account.filtered(len(records) - len(rows))
             if not rows:
                 return
             keys, values, times = zip(*(records[row] for row in rows), strict=True)

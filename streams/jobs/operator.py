@@ -79,6 +79,7 @@ class RunJobs(Operator):
             scheduler=Scheduler(store, self.schedules) if step.partition == PARTITION else None,
             spans=self.spans,
         )
+        account = step.account
         step.in_background(queue)
         step.at_commit(queue.store_progress)
         step.at_close(queue.close)
@@ -86,26 +87,25 @@ class RunJobs(Operator):
         def run(batch: Batch[Any, JobRecord]) -> None:
             if current_replay() is not None:
                 # A replay has no effects outside; what it enqueues is in a topic of its own.
+                account.ended(batch)
                 return
             fetched, rows = batch.fetched, batch.rows
             headers = fetched.headers(rows)
-            queue.admit(
-                [
-                    QueuedJob(
-                        offset, record, key, value or b"", time, None if headers is None else headers[row]
+            jobs = [
+                QueuedJob(offset, record, key, value or b"", time, None if headers is None else headers[row])
+                for row, (offset, record, key, value, time) in enumerate(
+                    zip(
+                        batch.offsets,
+                        batch.values,
+                        fetched.keys(rows),
+                        fetched.values(rows),
+                        fetched.timestamps(rows),
+                        strict=True,
                     )
-                    for row, (offset, record, key, value, time) in enumerate(
-                        zip(
-                            batch.offsets,
-                            batch.values,
-                            fetched.keys(rows),
-                            fetched.values(rows),
-                            fetched.timestamps(rows),
-                            strict=True,
-                        )
-                    )
-                ]
-            )
+                )
+            ]
+            queue.admit(jobs)
+            account.held(len(jobs))
 
         return run
 
@@ -117,7 +117,8 @@ class _Outcomes:
         self._step = step
         self._topic = topic
         own = {RELEASES, SCHEDULED, OCCURRENCES}
-        self._ends = fan_out({name: child for name, child in children.items() if name not in own})
+        self._after_ends = [name for name in children if name not in own]
+        self._ends = fan_out({name: children[name] for name in self._after_ends})
         self._releases = children[RELEASES]
         self._scheduled = children[SCHEDULED]
         self._occurrences = children[OCCURRENCES]
@@ -125,19 +126,24 @@ class _Outcomes:
 
     def _ended(self, ends: list[tuple[JobEnd, int, int]]) -> None:
         offsets = [offset for _, offset, _ in ends]
+        for child in self._after_ends:
+            self._step.account.made(len(ends), child)
         self._forward(self._ends, [end for end, _, _ in ends], [time for _, _, time in ends], offsets)
 
     def _released(self, releases: list[Release]) -> None:
         offsets = [int(release.id.partition("-")[2]) for release in releases]
+        self._step.account.made(len(releases), RELEASES)
         self._forward(self._releases, releases, [release.released for release in releases], offsets)
 
     def _enqueued(self, jobs: list[Released]) -> None:
         now = self._step.wall_clock()
+        self._step.account.made(len(jobs), SCHEDULED)
         self._scheduled(
             self._step.derive(None, [job.key for job in jobs], [job.value for job in jobs], [now] * len(jobs))
         )
 
     def _occurred(self, occurrences: list[Occurrence]) -> None:
+        self._step.account.made(len(occurrences), OCCURRENCES)
         self._occurrences(
             self._step.derive(
                 None,
@@ -149,6 +155,8 @@ class _Outcomes:
 
     def _failed(self, record: FetchedLists, error: BaseException) -> None:
         batch: Batch[Any, Any] = Batch(record, record.values())
+        # The queue has taken it in before.
+        self._step.account.resumed(1)
         self._step.guard.refuse(batch, 0, error if isinstance(error, Exception) else _Ended(repr(error)))
 
     def _forward(

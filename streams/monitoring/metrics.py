@@ -150,6 +150,7 @@ class WorkerMetrics:
         )
         if self._observer is not None:
             yield from observed(self._observer.latest, self._worker.wall_clock())
+            yield from self._ledger(self._observer)
             yield from self._scaling(self._observer)
             yield from consumer_group(self._observer.latest, self._worker.application)
         yield from self._steps()
@@ -176,6 +177,18 @@ class WorkerMetrics:
         yield CounterMetricFamily(
             "streams_muted_dropped", "Records and rows dropped while muted.", value=switching.dropped
         )
+
+    def _ledger(self, observer: Observer) -> Iterator[Metric]:
+        """Records that are not accounted for. Without a series until the ledger was checked."""
+        difference = GaugeMetricFamily(
+            "streams_ledger_difference",
+            "Records that are missing, or too many, since the worker's start; 0 if all are accounted for.",
+            labels=["task", "topic"],
+        )
+        if observer.ledger.figures is not None:
+            for labels, records in observer.ledger.by_topic().items():
+                difference.add_metric(labels, records)
+        yield difference
 
     def _scaling(self, observer: Observer) -> Iterator[Metric]:
         """For autoscalers. What is not known has no series: a sum over other workers alone is too small."""

@@ -10,6 +10,7 @@ from streams.errors import BrokerError
 from streams.events import Event, get_logger
 from streams.monitoring.bottleneck import Bottleneck, Bottlenecks, TimeSpent, of_waiting
 from streams.monitoring.condition import Condition, ConditionJudge, Judgement
+from streams.monitoring.ledger import Ledger
 from streams.monitoring.oldest_records import OldestRecords
 from streams.monitoring.partition_figures import PartitionFigures, PartitionObserver, known_longest
 from streams.monitoring.series import Series
@@ -90,6 +91,8 @@ class Observer:
         self._judge = ConditionJudge(goal, clock())
         self._bottlenecks = Bottlenecks()
         self._workload = Workload()
+        self.ledger = Ledger(worker)
+        """Whether all records are accounted for; any thread may read what it found."""
         self.goal = goal
         """How long a record may wait, in seconds."""
         self._stop = threading.Event()
@@ -127,6 +130,7 @@ class Observer:
     def observe(self) -> Observation:
         """Measure once."""
         worker = self._worker
+        self.ledger.check()
         if worker.state is State.RUNNING:
             self._read_positions()
             try:

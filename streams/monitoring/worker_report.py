@@ -9,6 +9,7 @@ import msgspec
 
 from streams.monitoring.series import Sample  # noqa: TC001 - msgspec reads the annotation
 from streams.process.memory import resident_memory
+from streams.monitoring.ledger import Difference, LedgerFigures  # noqa: TC001 - msgspec reads the annotations
 from streams.runtime.counts import Counts
 
 if TYPE_CHECKING:
@@ -131,6 +132,10 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     tasks: list[TaskStatus]
     steps: list[StepStatus]
     rebalances: list[RebalanceStatus]
+    ledger: list[LedgerFigures] = []
+    """What became of the records, by task and topic; empty until the first check."""
+    differences: list[Difference] = []
+    """Records that are not accounted for."""
     alerts: list[FiringAlert] = []
     """The app's alerts that fire, if it has alerts; each worker reports the same ones."""
 
@@ -212,6 +217,8 @@ def report(
             )
             for item in worker.rebalances.history
         ],
+        ledger=list(observer.ledger.figures or ()),
+        differences=list(observer.ledger.differences),
         alerts=list(alerts),
     )
 

@@ -71,6 +71,9 @@ class NodeOperator(ABC):
     one_to_one: ClassVar[bool] = False
     """Whether it forwards at most one row for each row that it is given."""
 
+    splits: ClassVar[bool] = False
+    """Whether it forwards each record to one of the steps downstream, and not to each of them."""
+
     @property
     @abstractmethod
     def kind(self) -> str:
@@ -90,6 +93,11 @@ class NodeOperator(ABC):
     def least_slice(self) -> int:
         """The minimum number of records that a slice should have."""
         return 1
+
+    @property
+    def late_child(self) -> str | None:
+        """The step downstream that receives late records, if the program has one."""
+        return None
 
     @property
     def close_idle_after(self) -> int | None:
@@ -126,6 +134,36 @@ class Refusals(Protocol):
         """Why the row at that place (``RowOwner.place``) was rejected; ``None`` if it was not."""
 
 
+class Account(Protocol):
+    """What a step declares of the records that it does not simply forward.
+
+    The ledger compares that with what enters and leaves the step: records that neither leave it nor are
+    declared are missing. Terms are counted where they happen, by the length of what is handled there, and
+    never computed from each other. Failures and late records are counted by the guard and by ``late``.
+    """
+
+    def filtered(self, records: int) -> None:
+        """Records that are not forwarded, as the program wants it."""
+
+    def held(self, records: int) -> None:
+        """Records that a store, or a queue in a store, has taken in."""
+
+    def stored(self, batch: Batch[Any, Any]) -> None:
+        """As ``held``, in place of a step downstream."""
+
+    def replaced(self, records: int) -> None:
+        """Records in whose place the step forwards those that it has made of them."""
+
+    def made(self, records: int, child: str | None = None) -> None:
+        """Records that the step has made, for each step downstream, or for one."""
+
+    def resumed(self, records: int) -> None:
+        """Failures that take no record away: it goes on as a deletion, or is counted elsewhere."""
+
+    def ended(self, batch: Batch[Any, Any]) -> None:
+        """Records that end in the step, in place of a step downstream."""
+
+
 class Binding(Protocol):
     """The task's interface for the operator of one node.
 
@@ -135,6 +173,10 @@ class Binding(Protocol):
     @property
     def guard(self) -> Guard:
         """Runs the node's user code under its error policy."""
+
+    @property
+    def account(self) -> Account:
+        """What becomes of the node's records."""
 
     def reading(self, fetched: Fetched, payloads: Sequence[bytes | None]) -> None:
         """Note what the open slice reads, and count the bytes of its values."""
@@ -220,8 +262,8 @@ class Binding(Protocol):
     def inline(self) -> bool:
         """Whether such work must run in the task's own thread: in tests and simulations."""
 
-    def late(self, records: int) -> None:
-        """Count records that were too late for the step."""
+    def late(self, records: int, *, kept: int = 0) -> None:
+        """Count records that were too late for the step; it has taken in ``kept`` of them all the same."""
 
     def timed_changes(self, store: str) -> TimedChanges:
         """The input records of a store's entries, shared by all steps of the task that use the store."""

@@ -228,21 +228,22 @@ class AggregateByKey(Operator):
     def bind(self, step: Binding, children: Children) -> Forward:
         state, guard, held = step.state(self.store), step.guard, held_keys(step, self.store)
         folding = folding_of(self.aggregate, guard)
+        account = step.account
         changes = LastChanges() if children else None
         step.at_commit(self._forwards_changes(step, held.children(children), changes))
 
-        def add_each(batch: Batch[Any, Any]) -> None:
+        def add_each(batch: Batch[Any, Any]) -> int:
             keys, times = batch.keys, batch.timestamps
 
             def change(row: int, entries: Sequence[Any], places: Sequence[Place] | None) -> None:
                 before, time = state.get(keys[row]) or (None, -1)
                 state.put(keys[row], (folding.add_one(before, entries, places), max(time, times[row])))
 
-            folding.add_each(batch, change)
+            return folding.add_each(batch, change)
 
         def run(batch: Batch[Any, Any]) -> None:
             if folding.record_wise:
-                add_each(batch)
+                account.held(add_each(batch))
                 if changes is not None:
                     changes.note(batch, batch.keys)
                 return
@@ -262,6 +263,7 @@ class AggregateByKey(Operator):
                     for key, new, old in zip(keys, added, known, strict=True)
                 }
             )
+            account.held(folding.records(shares.values()))
 
         return held.entering(guard, run)
 
@@ -269,7 +271,7 @@ class AggregateByKey(Operator):
         self, step: Binding, children: Children, changes: LastChanges | None
     ) -> Callable[[], None]:
         state, store, forward = step.state(self.store), self.store, fan_out(children) if children else None
-        result, sends_old = self.aggregate.result, step.sends_old
+        result, sends_old, account = self.aggregate.result, step.sends_old, step.account
         traced = isinstance(self.aggregate, TracedAggregate)
         state.defer()
 
@@ -289,6 +291,7 @@ class AggregateByKey(Operator):
             lineage = None
             if traced:
                 lineage = [None if value is None else lineage_of(value[0]) for value in changed.values()]
+            account.made(len(changed))
             forward(
                 step.derive(store, keys, list(map(Change, new, old)), times, changes.finder(keys), lineage)
             )

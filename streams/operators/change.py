@@ -12,7 +12,7 @@ from streams.operators import Operator, fan_out
 from streams.records import take
 
 if TYPE_CHECKING:
-    from streams.operators import Binding, Children, Forward
+    from streams.operators import Account, Binding, Children, Forward
     from streams.operators.guard import Guard
     from streams.records import Batch
 
@@ -35,8 +35,8 @@ class ToStream(Operator):
 
     tombstones: bool
 
-    def bind(self, step: Binding, children: Children) -> Forward:  # noqa: ARG002 - the binding is not used
-        forward, tombstones = fan_out(children), self.tombstones
+    def bind(self, step: Binding, children: Children) -> Forward:
+        forward, tombstones, account = fan_out(children), self.tombstones, step.account
 
         def run(batch: Batch[Any, Any]) -> None:
             values = [new for new, _ in batch.values]
@@ -45,6 +45,8 @@ class ToStream(Operator):
                 forward(changes)
                 return
             rows = [row for row, value in enumerate(values) if value is not None]
+            if len(rows) < len(values):
+                account.filtered(len(values) - len(rows))
             if rows:
                 forward(changes if len(rows) == len(values) else changes.select(rows))
 
@@ -183,15 +185,22 @@ def apply_present(
             take(arguments, present),
             batch if len(present) == len(arguments) else batch.select(present),
         )
+        if kept is not None:
+            # Their rows stay, as deletions.
+            guard.resumed(len(present) - len(kept))
         rows = present if kept is None else [present[at] for at in kept]
         for row, result in zip(rows, found, strict=True):
             results[row] = result
     return results
 
 
-def forward_changes(forward: Forward, batch: Batch[Any, Any], new: Sequence[Any], old: Sequence[Any]) -> None:
+def forward_changes(
+    forward: Forward, account: Account, batch: Batch[Any, Any], new: Sequence[Any], old: Sequence[Any]
+) -> None:
     """Forward the rows that have a new or an old value."""
     rows = [row for row in range(len(batch)) if new[row] is not None or old[row] is not None]
+    if len(rows) < len(new):
+        account.filtered(len(new) - len(rows))
     if rows:
         changes = [Change(new[row], old[row]) for row in rows]
         forward((batch if len(rows) == len(batch) else batch.select(rows)).with_values(changes))

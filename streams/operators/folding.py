@@ -49,6 +49,10 @@ class Folding:
             return Counter(keys)
         return rows_by_key(keys)
 
+    def records(self, shares: Iterable[Any]) -> int:
+        """How many records the shares have together."""
+        return sum(shares) if self.counts else sum(map(len, shares))
+
     def add(
         self,
         accumulators: Sequence[Any],
@@ -85,8 +89,11 @@ class Folding:
         self,
         batch: Batch[Any, Any],
         change: Callable[[int, Sequence[Any], Sequence[Place] | None], None],
-    ) -> None:
-        """Add record by record, for the user's code: ``change(row, entries, places)`` adds and stores one."""
+    ) -> int:
+        """Add record by record, for the user's code: ``change(row, entries, places)`` adds and stores one.
+
+        Returns how many did not fail.
+        """
         column, values, places = self.aggregate.column, batch.values, self.places(batch)
 
         def entries(rows: Iterable[int]) -> Iterator[None]:
@@ -94,7 +101,8 @@ class Folding:
                 change(row, list(column([values[row]])), None if places is None else [places[row]])
                 yield None
 
-        self._guard.each(entries, range(len(batch)), batch)
+        done, _ = self._guard.each(entries, range(len(batch)), batch)
+        return len(done)
 
     def add_one(self, accumulator: Any, entries: Sequence[Any], places: Sequence[Place] | None) -> Any:
         """Add one record's entry to the accumulator (``None`` for a new key), and return it."""

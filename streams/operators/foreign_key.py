@@ -170,7 +170,7 @@ class Subscribe(Operator):
         return self.foreign_key
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        forward, guard = fan_out(children), step.guard
+        forward, guard, account = fan_out(children), step.guard, step.account
         value_serde, encode_keys = self.value, self.key.serialize
         refer = _refers(self.foreign_key, self.foreign)
 
@@ -189,6 +189,8 @@ class Subscribe(Operator):
                     rows.append(row)
                     foreign_keys.append(key)
                     subscriptions.append(Subscription(own, None if new is None else new[1], action))
+            account.replaced(len(asked))
+            account.made(len(rows))
             if rows:
                 forward(batch.select(rows).with_keys(foreign_keys).with_values(subscriptions))
 
@@ -225,6 +227,7 @@ class KeepSubscriptions(Operator):
             step.state(self.store),
             held_keys(step, self.table.stores[0]),
         )
+        account = step.account
         read = bind_view(self.table, step, "forwarded")
         encode_keys = nullable(held.serde.serialize)
 
@@ -251,6 +254,8 @@ class KeepSubscriptions(Operator):
                     answers.append(Answer(item.hash, None if found is None else found[0]))
                     times.append(time if found is None else max(time, found[1]))
             state.put_many(kept)
+            account.replaced(len(encoded))
+            account.made(len(rows))
             if rows:
                 forward(
                     batch.select(rows)
@@ -289,20 +294,24 @@ class AnswerSubscribers(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, state, encode_keys = fan_out(children), step.state(self.store), self.key.serialize
+        account = step.account
 
         def run(batch: Batch[Any, Any]) -> None:
             rows: list[int] = []
             keys: list[bytes] = []
             answers: list[Answer] = []
             times: list[int] = []
+            encoded = list(encode_keys(batch.keys))
             for row, (foreign, (new, _), time) in enumerate(
-                zip(encode_keys(batch.keys), batch.values, batch.timestamps, strict=True)
+                zip(encoded, batch.values, batch.timestamps, strict=True)
             ):
                 for (_, own), (hashed, subscribed) in state.prefix(subscribers_of(foreign)):
                     rows.append(row)
                     keys.append(own)
                     answers.append(Answer(hashed, new))
                     times.append(max(time, subscribed))
+            account.replaced(len(encoded))
+            account.made(len(rows))
             if rows:
                 forward(batch.select(rows).with_keys(keys).with_values(answers).with_timestamps(times))
 
@@ -330,6 +339,7 @@ class JoinAnswers(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         guard, state, held = step.guard, step.state(self.store), held_keys(step, self.store)
+        account = step.account
         to = held.leaving(fan_out(children))
         read = bind_view(self.table, step, "forwarded")
         refer, function, is_left = _refers(self.foreign_key, self.foreign), self.function, self.is_left
@@ -346,7 +356,8 @@ class JoinAnswers(Operator):
             return found if asked else None
 
         def forward(batch: Batch[Any, Any]) -> None:
-            forward_changes(to, batch, [new for new, _ in batch.values], [old for _, old in batch.values])
+            new, old = [new for new, _ in batch.values], [old for _, old in batch.values]
+            forward_changes(to, account, batch, new, old)
 
         def run(batch: Batch[Any, Any]) -> None:
             keys = list(dict.fromkeys(batch.keys))
@@ -360,6 +371,7 @@ class JoinAnswers(Operator):
                 for row, (key, answer) in enumerate(zip(batch.keys, batch.values, strict=True))
                 if hashes[key] == answer.hash
             ]
+            account.filtered(len(batch) - len(rows))
             if not rows:
                 return
             batch = batch.select(rows)

@@ -47,6 +47,10 @@ _NOT_THE_RECORDS = (StateError, SchemaRegistryError)
 """Errors that would happen for the next record too: the worker stops, whatever the policy."""
 
 
+def _nothing(_: int) -> None:
+    return
+
+
 class Interrupted(BaseException):
     """The slice being processed must be abandoned: its task was revoked, or the worker is stopping.
 
@@ -113,6 +117,7 @@ class Guard:
         "_runtime",
         "_stopwatch",
         "describe",
+        "resumed",
         "step",
     )
 
@@ -125,6 +130,7 @@ class Guard:
         describe: str,
         *,
         plain: bool = True,
+        resumed: Callable[[int], None] = _nothing,
     ) -> None:
         self.step = step
         self._policy = policy
@@ -133,6 +139,8 @@ class Guard:
         self.describe = describe
         self._stopwatch = runtime.stopwatch
         self._plain = plain
+        self.resumed = resumed
+        """Counts rows that go on although the policy was applied to them."""
         self._begun = False
         self._piece = 1
 

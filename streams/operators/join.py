@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from streams.eventtime.windows import JoinWindow
     from streams.lineage import Ancestry
-    from streams.operators import Binding, Children, Forward
+    from streams.operators import Account, Binding, Children, Forward
     from streams.operators.change import AnyView, JoinKind
     from streams.operators.guard import Guard
     from streams.records import Batch, Rows, Trace
@@ -57,6 +57,7 @@ class JoinTable(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         guard, is_left, held = step.guard, self.is_left, held_keys(step, self.table.stores[0])
+        account = step.account
         forward = held.leaving(fan_out(children))
         read = bind_view(self.table, step, "current")
         transform = partial(starmap, self.function)
@@ -67,9 +68,8 @@ class JoinTable(Operator):
                 return
             keys = list(dict.fromkeys(key for key in batch.keys if key is not None))
             known = {key: found[0] for key, found in zip(keys, read(keys), strict=True) if found is not None}
-            forward_joined(
-                forward, guard, transform, batch, list(map(known.get, batch.keys)), is_left=is_left
-            )
+            found = list(map(known.get, batch.keys))
+            forward_joined(forward, guard, account, transform, batch, found, is_left=is_left)
 
         return held.entering(guard, run, null_keys=is_left)
 
@@ -93,6 +93,7 @@ class JoinGlobal(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard, is_left = fan_out(children), step.guard, self.is_left
+        account = step.account
         read = step.lookup(self.table)
         transform = partial(starmap, self.function)
 
@@ -113,7 +114,8 @@ class JoinGlobal(Operator):
             # Keys are equal when their bytes are.
             keys = {place: key for place, key in zip(encoded, wanted, strict=True) if place is not None}
             known = dict(zip(keys, read(list(keys.values())), strict=True))
-            forward_joined(forward, guard, transform, batch, list(map(known.get, encoded)), is_left=is_left)
+            found = list(map(known.get, encoded))
+            forward_joined(forward, guard, account, transform, batch, found, is_left=is_left)
 
         return run
 
@@ -121,6 +123,7 @@ class JoinGlobal(Operator):
 def forward_joined(
     forward: Forward,
     guard: Guard,
+    account: Account,
     transform: Callable[[Sequence[Any]], Iterable[Any]],
     batch: Batch[Any, Any],
     found: Sequence[Any],
@@ -132,6 +135,7 @@ def forward_joined(
     if not is_left:
         rows = [row for row, other in enumerate(found) if other is not None]
         if len(rows) < len(pairs):
+            account.filtered(len(pairs) - len(rows))
             batch, pairs = batch.select(rows), take(pairs, rows)
     joined, values = guard.apply(transform, pairs, batch)
     if values:
@@ -264,6 +268,10 @@ class JoinStreams(Operator):
         return self.function
 
     @property
+    def late_child(self) -> str:
+        return self.late
+
+    @property
     def idle_reach(self) -> int:
         return 2 * whole_milliseconds(self.window.before + self.window.after) + self.grace
 
@@ -325,7 +333,9 @@ class _Joining:
         self._unmatched_store = operator.unmatched
         self._step = step
         self._guard = step.guard
+        self._account = step.account
         self._clock = step.clock
+        self._joined = operator.joined
         self._forward = children[operator.joined]
         self._origins = step.timed_changes(operator.own)
         self._origins_of = {
@@ -358,6 +368,7 @@ class _Joining:
         if not keyless:
             return batch
         alone = batch.select(keyless)
+        self._account.replaced(len(alone))
         self._forward_joined(alone, [self._pair(value, None) for value in alone.values])
         return batch.select([row for row, key in enumerate(batch.keys) if key is not None])
 
@@ -366,17 +377,20 @@ class _Joining:
         times = batch.timestamps
         if min(times) + lasts >= self._clock.time:
             late = self._meet(batch, payloads, arrived)
+            kept = len(late)
         else:
             # Whether a row is late depends on stream time at its arrival.
             rows = [
                 row for row, (time, now) in enumerate(zip(times, arrived, strict=True)) if time + lasts >= now
             ]
             late = sorted({*range(len(batch))}.difference(rows))
+            kept = 0
             if rows:
                 missed = self._meet(batch.select(rows), take(payloads, rows), take(arrived, rows))
+                kept = len(missed)
                 late = sorted([*late, *(rows[row] for row in missed)])
         if late:
-            self._leave_out(batch.select(late))
+            self._leave_out(batch.select(late), kept=kept)
 
     def _meet(self, batch: Batch[Any, Any], payloads: Sequence[bytes], arrived: Sequence[int]) -> list[int]:
         """Join the rows, none of which is late, with the other side's buffered records, and buffer them.
@@ -459,6 +473,7 @@ class _Joining:
                 bucket[key].append(item)
             else:
                 bucket[key] = [item]
+        self._account.held(sum(sum(map(len, entries.values())) for entries in added.values()))
         for start, entries in added.items():
             before = self._own.get_many(start, list(entries))
             self._own.put_many(
@@ -482,9 +497,9 @@ class _Joining:
             ]
             self._other.put(start, key, marked)
 
-    def _leave_out(self, batch: Batch[Any, Any]) -> None:
-        """Count late records, and forward them if there is a step for them."""
-        self._step.late(len(batch))
+    def _leave_out(self, batch: Batch[Any, Any], *, kept: int) -> None:
+        """Count late records, ``kept`` of which are buffered, and forward them to the step for them."""
+        self._step.late(len(batch), kept=kept)
         if self._late is not None:
             self._late(batch)
 
@@ -518,7 +533,8 @@ class _Joining:
             values = list(self._decode_other([item.payload for item in items]))
             times = [item.time for item in items]
             lineage = list(map(ancestry_of_waiting, items)) if self._lineage else None
-            self._leave_out(self._step.derive(self._stores[1], keys, values, times, lineage=lineage))
+            overtaken_batch = self._step.derive(self._stores[1], keys, values, times, lineage=lineage)
+            self._leave_out(overtaken_batch, kept=len(items))
 
     def _pair(self, own: Any, other: Any) -> tuple[Any, Any]:
         return (own, other) if self._is_left else (other, own)
@@ -541,6 +557,9 @@ class _Joining:
 
     def _forward_joined(self, batch: Batch[Any, Any], pairs: Sequence[tuple[Any, Any]]) -> None:
         joined, results = self._guard.apply(self._transform, pairs, batch)
+        # Both records of a pair that fails are buffered, or counted already.
+        self._account.resumed(len(pairs) - len(results))
+        self._account.made(len(results), self._joined)
         if results:
             self._forward(joined.with_values(results))
 

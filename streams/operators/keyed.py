@@ -56,6 +56,10 @@ class KeyedAggregate(Operator):
     close_idle_after: int | None = None
     kept: KeptWindows | None = None
 
+    @property
+    def late_child(self) -> str:
+        return self.heads.late
+
     def forwards_at_commits_to(self, child: str) -> bool:
         return child in {self.heads.updates, self.heads.replacing}
 
@@ -83,6 +87,7 @@ class KeyedWindows(ABC):
         self._lasts = lasts
         self._step = step
         self._guard: Guard = step.guard
+        self._account = step.account
         self._clock = step.clock
         self._state = step.state(operator.store)
         self._deadlines: Deadlines[Any] = Deadlines(step.windows(deadlines_name(operator.store)))
@@ -90,8 +95,9 @@ class KeyedWindows(ABC):
         self._aggregate = operator.aggregate
         self._folding = folding_of(operator.aggregate, step.guard)
         heads = (operator.heads.updates, False), (operator.heads.replacing, True)
-        self._updates = [(children[head], replacing) for head, replacing in heads if head in children]
+        self._updates = [(head, children[head], replacing) for head, replacing in heads if head in children]
         """Where updates are forwarded to, and whether with retractions of replaced windows."""
+        self._final_head = operator.heads.final
         self._final = children.get(operator.heads.final)
         late = children.get(operator.heads.late)
         self._keys = held_keys(step, operator.store)
@@ -183,15 +189,18 @@ class KeyedWindows(ABC):
         places = self._folding.places(batch)
         rows = rows_by_key(batch.keys)
         late: list[int] = []
+        held = 0
         changed = {}
         for (key, own), before in zip(rows.items(), state.get_many(list(rows)), strict=True):
             events = ((times[row], floors[row], row) for row in own)
             after, missed = self.added(before, events, column, places)
             late += missed
+            held += len(own) - len(missed)
             if len(missed) < len(own):
                 changed[key] = after
                 self._look(key, before, after)
         state.put_many(changed)
+        self._account.held(held)
         return sorted(late)
 
     def _add_each(self, batch: Batch[Any, Any]) -> list[int]:
@@ -209,7 +218,7 @@ class KeyedWindows(ABC):
                 state.put(key, after)
                 self._look(key, before, after)
 
-        self._folding.add_each(batch, change)
+        self._account.held(self._folding.add_each(batch, change) - len(late))
         return late
 
     def _look(self, key: Any, before: Any, after: Any) -> None:
@@ -240,12 +249,13 @@ class KeyedWindows(ABC):
         if self.replaces and self._updates:
             for key, windows in closed.items():
                 self._closed_now.add(key, ((start, end) for start, end, _ in windows))
-        for forward, replacing in self._updates:
-            self._forward(forward, self._changes(closed, replacing=replacing))
+        for head, forward, replacing in self._updates:
+            self._forward(forward, head, self._changes(closed, replacing=replacing))
         if self._final is not None:
             result = self._aggregate.result
             self._forward(
                 self._final,
+                self._final_head,
                 [
                     (key, start, end, result(accumulator), lineage_of(accumulator))
                     for key, windows in closed.items()
@@ -263,8 +273,8 @@ class KeyedWindows(ABC):
         windows = {key: self.windows(value) for key, value in present.items()}
         # A window may end after its latest event, and a broker may reject a time in the future.
         newest = {key: self.newest(value) for key, value in present.items()}
-        for forward, replacing in self._updates:
-            self._forward(forward, self._changes(windows, replacing=replacing), newest)
+        for head, forward, replacing in self._updates:
+            self._forward(forward, head, self._changes(windows, replacing=replacing), newest)
 
     def _changes(self, windows: Mapping[Any, Iterable[Window]], *, replacing: bool) -> list[_Result]:
         """The results of these windows that have changed since the last commit, by key.
@@ -289,10 +299,13 @@ class KeyedWindows(ABC):
                     changes.append((key, start, end, result(accumulator), lineage_of(accumulator)))
         return changes
 
-    def _forward(self, to: Forward, results: list[_Result], newest: Mapping[Any, int] | None = None) -> None:
+    def _forward(
+        self, to: Forward, head: str, results: list[_Result], newest: Mapping[Any, int] | None = None
+    ) -> None:
         """Forward results with their windows' ends as event times, or the keys' ``newest`` if it is lower."""
         if not results:
             return
+        self._account.made(len(results), head)
         # In the order in which they close, so that none is late for a windowed step downstream.
         results.sort(key=itemgetter(2))
         times = [end for _, _, end, _, _ in results]

@@ -69,7 +69,7 @@ class Process(Operator):
     def bind(self, step: Binding, children: Children) -> Forward:
         processor = settled(self.factory())
         context = _Context(step, children, self.stores, self.kept_keys, self.prefix)
-        guard = step.guard
+        guard, account = step.guard, step.account
         process_batch = getattr(processor, "process_batch", None)
         process = getattr(processor, "process", None)
         if process_batch is None and process is None:
@@ -89,6 +89,7 @@ class Process(Operator):
             def collect(batch: Batch[Any, Any]) -> list[_Joined]:
                 with context.undone_on_failure():
                     settled(process_batch(context.begin_numbered(batch), context))
+                    account.replaced(len(batch))
                     return context.collected()
 
             def run_whole(batch: Batch[Any, Any]) -> None:
@@ -99,7 +100,10 @@ class Process(Operator):
 
         def run_each(batch: Batch[Any, Any]) -> None:
             context.begin(batch)
-            guard.each(partial(map, partial(context.process_row, process)), range(len(batch)), batch)
+            done, _ = guard.each(
+                partial(map, partial(context.process_row, process)), range(len(batch)), batch
+            )
+            account.replaced(len(done))
             context.release(context.collected())
 
         return run_each
@@ -117,6 +121,7 @@ class _Context:
         prefix: str,
     ) -> None:
         self._binding = step
+        self._account = step.account
         self._kept_keys = kept_keys
         # Requested here, because the task tracks stream time only from the first request on.
         self._clock = step.clock
@@ -278,9 +283,12 @@ class _Context:
         joined: list[_Joined] = []
         for (to, single), group in groupby(self._forwarded, key=lambda item: (item[0], item[1] >= 0)):
             if not single:
-                joined.extend((to, batch) for _, _, batch in group if isinstance(batch, Batch))
+                batches = [batch for _, _, batch in group if isinstance(batch, Batch)]
+                self._account.made(sum(map(len, batches)), to)
+                joined.extend((to, batch) for batch in batches)
                 continue
             rows, records = zip(*((row, columns) for _, row, columns in group), strict=True)
+            self._account.made(len(records), to)
             keys, values, timestamps, headers, places, ancestry = map(list, zip(*records, strict=True))
             if source is None:
                 # A timer may forward input records that the processor has kept until then.

@@ -71,6 +71,7 @@ class FlatMapRecords(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard, function, kept_keys = fan_out(children), step.guard, self.function, self.kept_keys
+        account = step.account
 
         def run(batch: Batch[Any, Any]) -> None:
             record_at, taken = records_of(batch), _Taken(batch, kept_keys, self.kind)
@@ -81,7 +82,9 @@ class FlatMapRecords(Operator):
 
             kept, made = guard.apply(partial(map, call), range(len(batch)), batch)
             flat = list(chain.from_iterable(made))
+            account.replaced(len(made))
             if flat:
+                account.made(len(flat))
                 sources = chain.from_iterable(
                     repeat(row, len(own)) for row, own in zip(kept.rows, made, strict=True)
                 )
@@ -109,6 +112,7 @@ class FilterRecords(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard, predicate = fan_out(children), step.guard, self.predicate
+        account = step.account
 
         def run(batch: Batch[Any, Any]) -> None:
             record_at = records_of(batch)
@@ -118,6 +122,8 @@ class FilterRecords(Operator):
 
             judged, verdicts = guard.apply(partial(map, call), range(len(batch)), batch)
             rows = list(compress(range(len(judged)), verdicts))
+            if len(rows) < len(verdicts):
+                account.filtered(len(verdicts) - len(rows))
             if rows:
                 forward(judged if len(rows) == len(judged) else judged.select(rows))
 
@@ -141,7 +147,8 @@ class PeekRecords(Operator):
         return self.function
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        forward, guard, function, muted = fan_out(children), step.guard, self.function, self.muted
+        forward = fan_out(children) if children else step.account.ended
+        guard, function, muted = step.guard, self.function, self.muted
 
         def run(batch: Batch[Any, Any]) -> None:
             if muted is not None and muted():

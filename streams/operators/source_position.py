@@ -27,4 +27,4 @@ class SourcePosition(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         _ = step.clock  # the changelog of each store has a stream time
-        return fan_out(children)
+        return fan_out(children) if children else step.account.ended

@@ -77,6 +77,7 @@ class MapBatch(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard, function, kept_keys = fan_out(children), step.guard, self.function, self.kept_keys
+        account = step.account
 
         def checked(batch: Batch[Any, Any]) -> Batch[Any, Any]:
             # A copy of the columns: if the function raises, it is called again with the original rows.
@@ -87,7 +88,10 @@ class MapBatch(Operator):
             if kept_keys is not None:
                 kept_keys.check_batch(result, batch)
             # A function may reuse the same lists for each batch.
-            return result.copy()
+            copied = result.copy()
+            account.replaced(len(batch))
+            account.made(len(copied))
+            return copied
 
         def run(batch: Batch[Any, Any]) -> None:
             for result in guard.whole(checked, batch):
@@ -113,6 +117,7 @@ class Filter(Operator):
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard = fan_out(children), step.guard
         transform = partial(map, self.predicate)
+        account = step.account
 
         def run(batch: Batch[Any, Any]) -> None:
             judged, verdicts = guard.apply(transform, batch.values, batch)
@@ -120,7 +125,9 @@ class Filter(Operator):
                 rows = list(compress(range(len(judged)), verdicts))
             except Exception:  # noqa: BLE001 - the result may have no truth value; it fails with its record
                 judged, truths = guard.apply(partial(map, bool), verdicts, judged)
-                rows = list(compress(range(len(judged)), truths))
+                verdicts, rows = truths, list(compress(range(len(judged)), truths))
+            if len(rows) < len(verdicts):
+                account.filtered(len(verdicts) - len(rows))
             if rows:
                 forward(judged if len(rows) == len(judged) else judged.select(rows))
 
@@ -141,6 +148,7 @@ class FlatMap(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard, function = fan_out(children), step.guard, self.function
+        account = step.account
 
         def expand(value: Any) -> list[Any]:
             # A generator would raise later, where its record is no longer known, and may change a value that
@@ -158,7 +166,9 @@ class FlatMap(Operator):
             if any_awaitable(flat):
                 sources, expanded = without_awaitables(guard, sources, expanded)
                 flat = list(chain.from_iterable(expanded))
+            account.replaced(len(expanded))
             if flat:
+                account.made(len(flat))
                 rows = list(
                     chain.from_iterable(repeat(row, len(values)) for row, values in enumerate(expanded))
                 )
@@ -213,7 +223,8 @@ class Peek(Operator):
         return self.function
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        forward, guard, muted = fan_out(children), step.guard, self.muted
+        forward = fan_out(children) if children else step.account.ended
+        guard, muted = step.guard, self.muted
         transform = partial(map, self.function)
 
         def run(batch: Batch[Any, Any]) -> None:
@@ -248,12 +259,13 @@ class Branch(Operator):
 
     kind: ClassVar[str] = "branch"
     one_to_one: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     routes: tuple[tuple[str, Function], ...]
     otherwise: str | None = None
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        guard = step.guard
+        guard, account = step.guard, step.account
         predicates = [predicate for _, predicate in self.routes]
         targets = [children[name] for name, _ in self.routes]
         nowhere = len(predicates)
@@ -277,6 +289,8 @@ class Branch(Operator):
             for index, target in enumerate(targets):
                 if index in by_target:
                     target(chosen.select(by_target[index]))
+            if nowhere in by_target and self.otherwise is None:
+                account.filtered(len(by_target[nowhere]))
 
         return run
 

@@ -163,7 +163,7 @@ class KeepTable(Operator):
     def bind(self, step: Binding, children: Children) -> Forward:
         state, guard, sends_old = step.state(self.store), step.guard, step.sends_old
         held = held_keys(step, self.store)
-        forward = held.leaving(fan_out(children))
+        forward = held.leaving(fan_out(children)) if children else step.account.stored
         read_back = None if self.check is None else nullable(self.check.read_back)
 
         def run(batch: Batch[Any, Any]) -> None:
@@ -216,7 +216,7 @@ class FilterTable(Operator):
         return self.predicate
 
     def bind(self, step: Binding, children: Children) -> Forward:
-        forward, guard = fan_out(children), step.guard
+        forward, guard, account = fan_out(children), step.guard, step.account
         predicate = self.predicate
 
         def keep(value: Any) -> Any:
@@ -225,7 +225,7 @@ class FilterTable(Operator):
         def run(batch: Batch[Any, Any]) -> None:
             new = apply_present(guard, keep, [new for new, _ in batch.values], batch)
             old = [None if old is None else quietly(keep, old) for _, old in batch.values]
-            forward_changes(forward, batch, new, old)
+            forward_changes(forward, account, batch, new, old)
 
         return run
 
@@ -278,6 +278,7 @@ class GroupChanges(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         forward, guard, function = fan_out(children), step.guard, self.function
+        account = step.account
         text = ImpliedText(guard, implied=self.implied_text)
 
         def group(value: Any) -> Any:
@@ -301,6 +302,8 @@ class GroupChanges(Operator):
                         keys.append(place)
                         values.append(value)
                         headers.append(header)
+            account.replaced(len(added))
+            account.made(len(rows))
             if rows:
                 forward(batch.select(rows).with_values(values).with_keys(keys).with_headers(headers))
 
@@ -354,6 +357,7 @@ class _AggregatingChanges:
         self._aggregate = operator.aggregate
         self._step = step
         self._guard = step.guard
+        self._account = step.account
         self._state = step.state(operator.store)
         self._folding = folding_of(operator.aggregate, step.guard)
         self._sends_old = step.sends_old
@@ -366,7 +370,7 @@ class _AggregatingChanges:
 
     def run(self, batch: Batch[Any, Any]) -> None:
         if self._folding.record_wise:
-            self._add_each(batch)
+            self._account.held(self._add_each(batch))
             self._changes.note(batch, batch.keys)
             return
         batch, column = self._guard.apply(self._aggregate.column, batch.values, batch)
@@ -394,8 +398,10 @@ class _AggregatingChanges:
                 accumulator = aggregate.touched(accumulator, ancestry[key])
             changed[key] = self._entry(key, accumulator, max(before, latest[key]))
         self._state.put_many(changed)
+        self._account.held(sum(len(added) + len(taken_out) for added, taken_out in rows.values()))
 
-    def _add_each(self, batch: Batch[Any, Any]) -> None:
+    def _add_each(self, batch: Batch[Any, Any]) -> int:
+        """Add record by record; return how many were added."""
         keys, times, removals = batch.keys, batch.timestamps, _removals(batch)
         aggregate, state = self._aggregate, self._state
         ancestry = ancestry_of(batch) if self._folding.traced else ()
@@ -409,7 +415,7 @@ class _AggregatingChanges:
                 updated = aggregate.touched(updated, [ancestry[row]])
             state.put(keys[row], self._entry(keys[row], updated, time))
 
-        self._folding.add_each(batch, change)
+        return self._folding.add_each(batch, change)
 
     def _ancestry(self, batch: Batch[Any, Any]) -> dict[Any, list[Ancestry]]:
         """What is known of each key's rows, if accumulators have their lineage."""
@@ -444,6 +450,7 @@ class _AggregatingChanges:
         lineage = None
         if self._folding.traced:
             lineage = [None if new is None else lineage_of(new[0]) for new in changed.values()]
+        self._account.made(len(changed))
         self._forward(
             self._step.derive(self._store, keys, changes, times, self._changes.finder(keys), lineage)
         )
@@ -482,6 +489,7 @@ class JoinTables(Operator):
 
     def bind(self, step: Binding, children: Children) -> Forward:
         guard, sends_old, held = step.guard, step.sends_old, held_keys(step, self.other.stores[0])
+        account = step.account
         forward = held.leaving(fan_out(children))
         read = bind_view(self.other, step, "before" if self.first else "forwarded")
         function, how, is_left = self.function, self.how, self.is_left
@@ -510,7 +518,7 @@ class JoinTables(Operator):
                 quietly(join, old) if old is not None and (sends_old or new is None) else None
                 for new, old in zip(results, olds, strict=True)
             ]
-            forward_changes(forward, batch, results, before)
+            forward_changes(forward, account, batch, results, before)
 
         return held.entering(guard, run)
 

@@ -70,6 +70,9 @@ class TracedFolding(Folding):
         )
         return dict(zip(counts, parts, strict=True))
 
+    def records(self, shares: Iterable[Any]) -> int:
+        return sum(share[0] if type(share) is tuple else len(share) for share in shares)
+
     def add(
         self,
         accumulators: Sequence[Any],

@@ -60,6 +60,10 @@ class WindowedAggregate(Operator):
         advance = whole_milliseconds(self.window.advance) if isinstance(self.window, Hopping) else 0
         return 2 * (whole_milliseconds(self.window.size) + advance) + self.grace
 
+    @property
+    def late_child(self) -> str:
+        return self.heads.late
+
     def forwards_at_commits_to(self, child: str) -> bool:
         return child in {self.heads.updates, self.heads.replacing}
 
@@ -88,6 +92,8 @@ class _Windowing:
         self._result = operator.aggregate.result
         self._step = step
         self._guard: Guard = step.guard
+        self._account = step.account
+        self._heads = operator.heads
         self._clock = step.clock
         self._state = step.windows(operator.store)
         self._closed = None if operator.kept is None else ClosedWindows(operator.kept, step)
@@ -129,7 +135,7 @@ class _Windowing:
             if not len(batch):
                 return
         if self._folding.record_wise:
-            self._add_each(batch, floors)
+            self._account.held(self._add_each(batch, floors))
             return
         before = batch
         batch, column = self._folding.column(batch)
@@ -141,6 +147,7 @@ class _Windowing:
         rows = self._cut(times) if ordered and floors is None else self._rows_by_window(times, floors)
         for start in sorted(rows):
             self._add_to_window(start, rows[start], batch, column, places, ordered=ordered)
+        self._account.held(_distinct(rows))
 
     def _cut(self, times: Sequence[int]) -> dict[int, range]:
         """The rows in each window, for ascending times: found by bisection instead of row by row."""
@@ -205,7 +212,8 @@ class _Windowing:
         added = folding.add(state.get_many(start, distinct), shares.values(), column, places)
         state.put_many(start, zip(distinct, added, strict=True))
 
-    def _add_each(self, batch: Batch[Any, Any], floors: Sequence[int] | None) -> None:
+    def _add_each(self, batch: Batch[Any, Any], floors: Sequence[int] | None) -> int:
+        """Add record by record; return how many were added."""
         keys, times, state, folding = batch.keys, batch.timestamps, self._state, self._folding
 
         def change(row: int, entries: Sequence[Any], places: Sequence[Place] | None) -> None:
@@ -220,7 +228,7 @@ class _Windowing:
                 if self._updates is not None:
                     self._note_times(start, (key,), (times[row],), ordered=True)
 
-        folding.add_each(batch, change)
+        added_rows = folding.add_each(batch, change)
         if self._changes is not None:
             rows: dict[int, list[int]] = {}
             for row, time in enumerate(times):
@@ -228,6 +236,7 @@ class _Windowing:
                     rows.setdefault(start, []).append(row)
             for start, own in rows.items():
                 self._changes.note(start, batch, take(keys, own), own)
+        return added_rows
 
     def _note_times(self, start: int, keys: Sequence[Any], times: Sequence[int], *, ordered: bool) -> None:
         known, highest = self._times.setdefault(start, {}), self._highest.get(start, -1)
@@ -270,7 +279,7 @@ class _Windowing:
             return
         if self._updates is not None:
             changed = self._state.changed_before(bound)
-            self._forward(self._updates, changed, as_of=self._times)
+            self._forward(self._updates, self._heads.updates, changed, as_of=self._times)
             for start in [start for start in self._times if start < bound]:
                 del self._times[start], self._highest[start]
         closed: Iterable[tuple[int, dict[Any, Any]]] = (
@@ -281,7 +290,7 @@ class _Windowing:
             for start, entries in closed:
                 self._closed.add_window(start, start + self._size, entries)
         if self._final is not None:
-            self._forward(self._final, closed)
+            self._forward(self._final, self._heads.final, closed)
         self._state.expire(self._clock.time)
         if self._changes is not None:
             self._changes.close(bound)
@@ -289,7 +298,8 @@ class _Windowing:
     def _at_commit(self) -> None:
         assert self._changes is not None
         if self._updates is not None:
-            self._forward(self._updates, sorted(self._state.changed().items()), as_of=self._times)
+            changed = sorted(self._state.changed().items())
+            self._forward(self._updates, self._heads.updates, changed, as_of=self._times)
             if sum(map(len, self._times.values())) > MOST_TIMES:
                 self._times.clear()
                 self._highest.clear()
@@ -298,6 +308,7 @@ class _Windowing:
     def _forward(
         self,
         to: Callable[[Batch[Any, Any]], None],
+        head: str,
         windows: Iterable[tuple[int, Mapping[Any, Any]]],
         *,
         as_of: Mapping[int, Mapping[Any, int]] | None = None,
@@ -320,6 +331,7 @@ class _Windowing:
         """The keys in the form in which the step holds them."""
         for start, held in windows:
             end = start + self._size
+            self._account.made(len(held), head)
             shown = self._keys.shown(held)
             keys += shown
             values += [
@@ -342,6 +354,21 @@ class _Windowing:
         if keys:
             found = changes.finder(starts, own)
             to(self._step.derive(self._store, keys, values, times, found, lineage if traced else None))
+
+
+def _distinct(rows: Mapping[int, Sequence[int]]) -> int:
+    """How many rows there are in windows that may overlap."""
+    if len(rows) == 1:
+        return len(next(iter(rows.values())))
+    found = 0
+    reached = 0
+    if all(type(own) is range for own in rows.values()):
+        for start in sorted(rows):
+            own = rows[start]
+            found += max(0, own[-1] + 1 - max(own[0], reached))
+            reached = max(reached, own[-1] + 1)
+        return found
+    return len(set().union(*rows.values()))
 
 
 def with_times(guard: Guard, batch: Batch[Any, Any]) -> Batch[Any, Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from streams.broker import Consumer, Polled
     from streams.records import Fetched
     from streams.runtime.cleanup import Cleanup
+    from streams.runtime.ledger import WorkerLedger
     from streams.runtime.lost_offsets import LostOffsets
     from streams.runtime.pacing import Pacing
     from streams.runtime.pending import PendingTasks
@@ -86,6 +87,7 @@ class Assignment:
         cleanup: Cleanup,
         pacing: Pacing,
         transaction: Transaction,
+        ledger: WorkerLedger,
         at_work: Slice,
         partitions: dict[str, int],
         matched: Iterable[str],
@@ -103,6 +105,7 @@ class Assignment:
         self._cleanup = cleanup
         self._pacing = pacing
         self._transaction = transaction
+        self._ledger = ledger
         self._slice = at_work
         self._partitions = partitions
         self._make_task = make_task
@@ -243,7 +246,7 @@ class Assignment:
             self.progress.pop(partition, None)
             self.committed.pop(partition, None)
             self.reached.pop(partition, None)
-            self._polled.pop(partition, None)
+            self._forget_polled(partition)
             self._lost.discard(partition)
             self._unstarted.discard(partition)
             if task is None:
@@ -262,6 +265,7 @@ class Assignment:
         self.queues.pop(task.id, None)
         self._pacing.forget(task.id)
         self.closed_counts.add(task.counts)
+        self._ledger.close(task.id, task.ledger)
         self.close_task(task)
 
     def close_task(self, task: Task) -> None:
@@ -304,7 +308,7 @@ class Assignment:
         task.starts.clear()
         for partition in own:
             self.reached.pop(partition, None)
-            self._polled.pop(partition, None)
+            self._forget_polled(partition)
             self._lost.discard(partition)
             self.progress[partition] = Progress(since=now, idle_until=now)
         self._consumer().pause(own)
@@ -321,6 +325,8 @@ class Assignment:
         self._consumer().seek({partition: start})
         for known in (self.committed, task.positions, task.starts):
             known.pop(partition, None)
+        task.ledger.move(partition, -1)
+        self._ledger.forget(partition)
         if start >= 0:
             task.starts[partition] = self.committed[partition] = start
         progress = self.progress[partition]
@@ -334,7 +340,7 @@ class Assignment:
         left = [partition for partition, holder in self.held.items() if holder is task]
         for partition in left:
             del self.held[partition]
-            self._polled.pop(partition, None)
+            self._forget_polled(partition)
             if partition in task.starts:
                 # Uncommitted work is dropped with the task's changes.
                 self.pending.resume_at[partition] = self.committed.get(partition, task.starts[partition])
@@ -467,7 +473,13 @@ class Assignment:
             if partition in self.progress:
                 self._lost.add(partition, found)
 
+    def _forget_polled(self, partition: TopicPartition) -> None:
+        """The partition's records are polled again, or by another worker."""
+        self._polled.pop(partition, None)
+        self._ledger.forget(partition)
+
     def _note_received(self, partition: TopicPartition, task: Task, fetched: Fetched) -> None:
+        self._ledger.polled(partition, fetched)
         first = fetched.offsets([0])[0]
         # If these records are dropped before they are processed, they are read again from here.
         task.starts.setdefault(partition, first)
@@ -482,8 +494,9 @@ class Assignment:
         for partition, end in self._consumer().known_ends(self.progress).items():
             self.progress[partition].end = end
 
-    def processed(self, partition: TopicPartition, task: Task) -> None:
+    def processed(self, partition: TopicPartition, task: Task, fetched: Fetched) -> None:
         """Note a completed slice, committed or not."""
+        self._ledger.processed(task.id, partition, fetched)
         self.reached[partition] = max(self.reached.get(partition, -1), task.positions[partition])
 
     def note_ends(self, polled: Polled, assignments: Mapping[TopicPartition, Progress | None]) -> None:
@@ -524,6 +537,7 @@ class Assignment:
             self._consumer().seek({partition: committed})
             return
         self.committed[partition] = committed
+        task.ledger.move(partition, committed)
         self.reached.pop(partition, None)
         task.starts.setdefault(partition, committed)
         self._transaction.abort()
@@ -532,10 +546,12 @@ class Assignment:
         """Continue from an offset other than the next one."""
         now = self._clock()
         self.reached.pop(partition, None)
-        self._polled.pop(partition, None)
+        self._forget_polled(partition)
         # The target may be lower than the committed offset, if the topic was created again.
         self.committed.pop(partition, None)
         task = self.held.get(partition)
+        if task is not None:
+            task.ledger.move(partition, target)
         if task is None:
             self.pending.resume_at[partition] = target
         elif task.id not in self.queues:
@@ -618,6 +634,14 @@ class Assignment:
             if (text := texts.get(self.held[partition].id)) is not None
         }
 
+    def note_committed(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """These next offsets are committed."""
+        self.committed |= offsets
+        for partition, offset in offsets.items():
+            task = self.held.get(partition)
+            if task is not None:
+                self._ledger.committed(task.id, task.ledger, partition, offset)
+
     def uncommitted(self) -> dict[TopicPartition, tuple[int, int]]:
         """The committed and the processed next offset of each held partition, where they differ.
 
@@ -672,7 +696,7 @@ class Assignment:
         self._consumer().seek(positions)
         now = self._clock()
         for partition, position in positions.items():
-            self._polled.pop(partition, None)
+            self._forget_polled(partition)
             progress = self.progress[partition]
             progress.position, progress.at_end, progress.since = position, False, now
 

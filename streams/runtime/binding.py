@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from streams.runtime.clocks import Clocks
     from streams.runtime.counts import Counts
     from streams.runtime.hooks import Hooks
+    from streams.runtime.ledger import StepAccount
     from streams.runtime.outbox import Outbox
     from streams.runtime.refused_rows import RefusedRows
     from streams.runtime.step_times import StepTimes
@@ -67,6 +68,7 @@ class Binding:
     _wall_clock: Callable[[], int]
     _timed_changes: dict[str, TimedChanges]
     _inline: bool
+    account: StepAccount
 
     @property
     def refused(self) -> RefusedRows:
@@ -83,9 +85,11 @@ class Binding:
         return self._outbox.sent_before(self._node.name, topic, batch)
 
     def emit(self, output: Output) -> None:
+        self.account.emitted(len(output))
         self._outbox.emit(output)
 
     def deliver(self, batch: Batch[Any, Any]) -> None:
+        self.account.emitted(len(batch))
         self._outbox.deliver(Delivery(self._node.name, self.guard, batch))
 
     @property
@@ -168,7 +172,8 @@ class Binding:
     def inline(self) -> bool:
         return self._inline
 
-    def late(self, records: int) -> None:
+    def late(self, records: int, *, kept: int = 0) -> None:
+        self.account.late(records, kept, self._node.operator.late_child)
         self._counts.late[self._node.name] += records
 
     def timed_changes(self, store: str) -> TimedChanges:
@@ -204,12 +209,13 @@ class Binding:
         return Batch(origin, values, keys=keys, timestamps=timestamps)
 
 
-def guard_of(node: Node, runtime: Runtime, failed: Failed) -> Guard:
+def guard_of(node: Node, runtime: Runtime, failed: Failed, resumed: Callable[[int], None]) -> Guard:
     """The guard that runs the node's user code under its policy."""
     code = node.operator.code
     describe = f"step {node.name!r}" + ("" if code is None else f" ({written_at(code)})")
     # Only steps check for awaitables: the results of serdes are typed.
-    return Guard(node.name, node.policy, runtime, failed, describe, plain=isinstance(node, Step))
+    plain = isinstance(node, Step)
+    return Guard(node.name, node.policy, runtime, failed, describe, plain=plain, resumed=resumed)
 
 
 def _wants_old(subtopology: Subtopology, node: Node) -> bool:

@@ -7,6 +7,7 @@ then reads its input again from the committed offsets.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from streams.errors import (
@@ -61,6 +62,9 @@ class Guarantee(Protocol):
 
     def take_refused(self) -> list[Refusal]:
         """Return and forget the records that the broker refused, which forced an abort."""
+
+    def take_acknowledged(self) -> Mapping[str, int]:
+        """How many records were acknowledged since the last call, by topic; see ``Producer``."""
 
     def abort(self) -> None:
         """Undo the writes since the last commit, as far as the guarantee can."""
@@ -126,6 +130,9 @@ class ExactlyOnce:
 
     def take_refused(self) -> list[Refusal]:
         return [] if self._producer is None else self._producer.take_refused()
+
+    def take_acknowledged(self) -> Mapping[str, int]:
+        return {} if self._producer is None else self._producer.take_acknowledged()
 
     def close(self) -> None:
         producer, self._producer = self._producer, None
@@ -214,6 +221,13 @@ class AtLeastOnce:
     def take_refused(self) -> list[Refusal]:
         refused = [] if self._producer is None else self._producer.take_refused()
         return refused + self._state.take_refused()
+
+    def take_acknowledged(self) -> Mapping[str, int]:
+        total = Counter(self._state.take_acknowledged())
+        if self._producer is not None:
+            # Not added by +, which leaves out negative numbers.
+            total.update(self._producer.take_acknowledged())
+        return total
 
     def close(self) -> None:
         producer, self._producer = self._producer, None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from streams.operators.guard import came_from
 from streams.records import Batch, TopicPartition, total_bytes
 from streams.runtime.dead_letter_rows import DeadLetter, DeadLetterRows, dead_letter_output
+from streams.runtime.ledger import Outside
 from streams.runtime.retried import retried_from
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from streams.records import Fetched, Headers, Output, Trace
     from streams.runtime.counts import Counts
     from streams.runtime.dead_letters import FirstFailures
+    from streams.runtime.ledger import TaskLedger
     from streams.runtime.refused_rows import RefusedRows
     from streams.topology.graph import Node
     from streams.tracing.spans import Carried
@@ -44,6 +46,7 @@ class Outbox:
         self,
         runtime: Runtime,
         counts: Counts,
+        ledger: TaskLedger,
         refused: RefusedRows,
         failures: FirstFailures,
         *,
@@ -55,6 +58,8 @@ class Outbox:
         self.read: Fetched | None = None
         self._runtime = runtime
         self._counts = counts
+        self._ledger = ledger
+        self._in_slice = False
         self._failures = failures
         self._node = node
         self._application = application
@@ -71,12 +76,14 @@ class Outbox:
 
     def begin_slice(self) -> None:
         """Open a slice."""
+        self._in_slice = True
         self._before_slice = len(self._outputs), len(self._dead_letters), len(self._deliveries)
 
     def end_slice(self) -> None:
         """Close the slice, complete or abandoned."""
         self._sent = {}
         self.read = None
+        self._in_slice = False
 
     def drop_slice(self) -> None:
         """Discard what the open slice has produced."""
@@ -122,10 +129,12 @@ class Outbox:
     def take_deliveries(self) -> list[Delivery]:
         """Take the rows for sink connectors since the last call. Not while a slice is open."""
         deliveries, self._deliveries = self._deliveries, []
+        self._ledger.outside[Outside.TAKEN_ROWS] += sum(len(delivery.batch) for delivery in deliveries)
         return deliveries
 
     def drop_dead_letters(self, known: Callable[[TopicPartition, int], bool]) -> None:
         """Discard dead letters of input records that ``known`` says were written before."""
+        before = len(self._dead_letters)
         self._dead_letters = [
             letter
             for letter in self._dead_letters
@@ -133,6 +142,7 @@ class Outbox:
                 TopicPartition(letter.batch.topic, letter.batch.partition), letter.batch.offset(letter.row)
             )
         ]
+        self._ledger.outside[Outside.KNOWN] += before - len(self._dead_letters)
 
     def sent_before(self, sink: str, topic: str, batch: Batch[Any, Any]) -> Sequence[Batch[Any, Any]]:
         """Add a batch that the sink writes to the topic; return the earlier ones of the open slice."""
@@ -151,7 +161,9 @@ class Outbox:
         retried = retried_from(batch.fetched)
         if retried is not None and retried.fail(batch.rows[row], step, error):
             # It is a dead letter already, whatever the policy.
+            self._ledger.failed(step, None, in_slice=self._in_slice)
             return
+        self._ledger.failed(step, action, in_slice=self._in_slice)
         if action == "skip":
             self._counts.skipped[step] += 1
             return
@@ -174,7 +186,17 @@ class Outbox:
         for output in outputs:
             self._counts.records_out += len(output)
             self._counts.bytes_out += total_bytes(output.values)
+        self._ledger.outside[Outside.TAKEN] += sum(map(len, outputs))
         return outputs
+
+    def settle(self) -> None:
+        """Everything that was taken is committed."""
+        self._ledger.settle(sum(map(len, self._outputs)) + len(self._dead_letters), self.undelivered)
+
+    def _requeue(self, letter: DeadLetter) -> None:
+        """Add a dead letter again that was refused, with less content."""
+        self._ledger.outside[Outside.REQUEUED] += 1
+        self._dead_letters.append(letter)
 
     def _dead_letter_output(self, letters: Sequence[DeadLetter]) -> Output:
         places = _places(letters)
@@ -184,7 +206,7 @@ class Outbox:
                 letter if error is None else letter.cut_to(self.refused.times(place), error)
                 for letter, place, error in zip(letters, places, errors, strict=True)
             ]
-        owner = DeadLetterRows(letters, places, self._dead_letters.append)
+        owner = DeadLetterRows(letters, places, self._requeue)
         return dead_letter_output(
             letters,
             self._dead_letter_topic,

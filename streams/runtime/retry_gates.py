@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from streams.topology.graph import SourceNode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streams.operators import Forward
     from streams.records import Batch
     from streams.runtime.retried import Retried
@@ -19,11 +21,15 @@ if TYPE_CHECKING:
 
 
 class RetryGates:
-    """The gates of one task. All are open until ``begin``, and again after ``end``."""
+    """The gates of one task. All are open until ``begin``, and again after ``end``.
 
-    def __init__(self, subtopology: Subtopology) -> None:
+    ``withheld`` counts the records that a gate keeps from a step, and negative ones that it lets pass later.
+    """
+
+    def __init__(self, subtopology: Subtopology, withheld: Callable[[str, int], None]) -> None:
+        self._withheld = withheld
         self._path: RetryPath | None = None
-        self._held: list[tuple[Forward, Batch[Any, Any]]] = []
+        self._held: list[tuple[str, Forward, Batch[Any, Any]]] = []
         self._multiplied = multiplied_steps(subtopology)
 
     def bound(self, parent: str, children: dict[str, Forward]) -> dict[str, Forward]:
@@ -44,7 +50,7 @@ class RetryGates:
         """Forward to the step the row of each record that has failed; the others were processed before."""
         held, self._held = self._held, []
         places: list[list[tuple[int, int]]] = [[] for _ in range(len(records))]
-        for number, (_, batch) in enumerate(held):
+        for number, (_, _, batch) in enumerate(held):
             for row, source in enumerate(batch.rows):
                 places[source].append((number, row))
         chosen: dict[int, list[int]] = {}
@@ -59,9 +65,11 @@ class RetryGates:
                     f"{len(found)} rows are made of the record for step {request.step!r}, and the dead "
                     f"letter is row {request.row + 1} of {request.rows}",
                 )
-        for number, (forward, batch) in enumerate(held):
+        for number, (step, forward, batch) in enumerate(held):
             if number in chosen:
-                forward(batch.select(sorted(chosen[number])))
+                released = batch.select(sorted(chosen[number]))
+                self._withheld(step, -len(released))
+                forward(released)
 
     def end(self) -> None:
         """Open all gates."""
@@ -73,6 +81,8 @@ class RetryGates:
             path = self._path
             if path is None or path.is_open(parent, child):
                 forward(batch)
+            else:
+                self._withheld(child, len(batch))
 
         return pass_on
 
@@ -82,7 +92,8 @@ class RetryGates:
             if path is None or path.step != step:
                 forward(batch)
             else:
-                self._held.append((forward, batch))
+                self._withheld(step, len(batch))
+                self._held.append((step, forward, batch))
 
         return pass_on
 

@@ -28,15 +28,21 @@ class StepTimes:
         self._nested = 0.0
         """How long the measured calls took that the current one has made."""
 
-    def counted(self, step: str, forward: Forward) -> Forward:
-        """The same function; the records that reach it and its own time are counted for the step."""
+    def counted(self, step: str, forward: Forward, entrance: tuple[list[int], int]) -> Forward:
+        """The same function; the records that reach it and its own time are counted for the step.
+
+        ``entrance`` is the list and the place in which the ledger counts records before they enter.
+        """
+        entered, place = entrance
         records = self._records
         records[step] = 0
         measured = self.measured(step, forward)
 
         def run(batch: Batch[Any, Any]) -> None:
+            count = len(batch)
+            entered[place] += count
             measured(batch)
-            records[step] += len(batch)
+            records[step] += count
 
         return run
 

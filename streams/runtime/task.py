@@ -16,6 +16,7 @@ from streams.runtime.clocks import Clocks
 from streams.runtime.counts import Counts
 from streams.runtime.dead_letters import FirstFailures
 from streams.runtime.hooks import Hooks, TurnKind
+from streams.runtime.ledger import TaskLedger
 from streams.runtime.outbox import Outbox
 from streams.runtime.refused_rows import RefusedRows
 from streams.runtime.retried import Retried
@@ -98,6 +99,7 @@ class Task:
         self.positions: dict[TopicPartition, int] = {}
         self.starts: dict[TopicPartition, int] = {}
         self.counts = Counts()
+        self.ledger = TaskLedger(subtopology)
         self._runtime = runtime
         self._application = application
         self._subtopology = subtopology
@@ -105,6 +107,7 @@ class Task:
         self._outbox = Outbox(
             runtime,
             self.counts,
+            self.ledger,
             RefusedRows() if refused is None else refused,
             FirstFailures(dead_letter_topic) if failures is None else failures,
             node=subtopology.node,
@@ -123,7 +126,7 @@ class Task:
         self._clocks = Clocks(subtopology, self._stores.checkpoints)
         self._hooks = Hooks()
         self._times = StepTimes(self.counts)
-        self._gates = RetryGates(subtopology)
+        self._gates = RetryGates(subtopology, self.ledger.withheld)
         self.retried: list[Retried] = []
         """Dead letters that were processed again since the last commit."""
         self.delivered: list[Retried] = []
@@ -152,20 +155,24 @@ class Task:
             children = {child.name: bound[child.name] for child in self._subtopology.children(node.name)}
             if isinstance(node, SourceNode):
                 # One observation for all children of a source.
-                children = self._gates.bound(node.name, children)
+                children = self.ledger.leaving(node.name, self._gates.bound(node.name, children))
                 forward = self._clocks.observed(node.name, fan_out(children))
                 decoder = self._decoders[node.name] = node.operator
                 self._receivers[node.name] = decoder.bind(self._binding(node), {node.name: forward})
             else:
                 children = {name: self._clocks.observed(node.name, child) for name, child in children.items()}
-                children = self._gates.bound(node.name, children)
+                children = self.ledger.leaving(node.name, self._gates.bound(node.name, children))
                 bound[node.name] = self._times.counted(
-                    node.name, node.operator.bind(self._binding(node), children)
+                    node.name,
+                    node.operator.bind(self._binding(node), children),
+                    self.ledger.entrance(node.name),
                 )
 
     def _binding(self, node: Node) -> Binding:
+        account = self.ledger.account(node.name)
         return Binding(
-            guard=guard_of(node, self._runtime, self._outbox.failed),
+            guard=guard_of(node, self._runtime, self._outbox.failed, account.resumed),
+            account=account,
             subtopology=self.id.subtopology,
             partition=self.id.partition,
             _task=str(self.id),
@@ -218,8 +225,14 @@ class Task:
         begun = time.perf_counter()
         decoding = self.counts.seconds["decode"]
         partition = TopicPartition(fetched.topic, fetched.partition)
-        receive = self._receivers[self._source_name(fetched.topic)]
-        self._as_slice(lambda: receive(fetched), Work.PROCESS, records=fetched, partition=partition)
+        source = self._source_name(fetched.topic)
+        receive = self._receivers[source]
+
+        def run() -> None:
+            self.ledger.read(source, len(fetched))
+            receive(fetched)
+
+        self._as_slice(run, Work.PROCESS, records=fetched, partition=partition)
         self.positions[partition] = fetched.next_offset
         counts = self.counts
         counts.records_in += len(fetched)
@@ -241,6 +254,7 @@ class Task:
 
         def run() -> None:
             if len(batch.records):
+                self.ledger.read(source.name, len(batch.records))
                 receive(batch.records)
             positions.put(POSITION, batch.position)
             if batch.state is not None:
@@ -267,6 +281,7 @@ class Task:
 
         def run() -> None:
             self._gates.begin(path)
+            self.ledger.read(source.name, len(records))
             try:
                 self._receivers[source.name](records)
                 self._gates.release(records)
@@ -337,6 +352,7 @@ class Task:
         if offset > self.positions.get(partition, -1):
             self.starts.setdefault(partition, offset)
             self.positions[partition] = offset
+            self.ledger.advance(partition, offset)
 
     @property
     def offsets(self) -> dict[TopicPartition, int]:
@@ -447,6 +463,7 @@ class Task:
         """All that was taken is committed: write the changes and their checkpoints to the database."""
         self._clocks.committed()
         self._hooks.committed()
+        self._outbox.settle()
         self._stores.committed(self.positions)
         for records in self.retried:
             self.counts.retried.update(outcome.result for _, outcome in records.outcomes(0))
@@ -477,6 +494,7 @@ class Task:
         self.positions = dict(positions)
         self.retried = []
         self._outbox.drop()
+        self.ledger.rewind(positions)
         self._clocks.drop()
         self._hooks.drop()
         self._stores.drop()
@@ -485,6 +503,7 @@ class Task:
         """Drop the position of an input partition that is no longer assigned."""
         self.positions.pop(partition, None)
         self.starts.pop(partition, None)
+        self.ledger.move(partition, -1)
 
     def close(self) -> None:
         """Close the steps, then release the database. Uncommitted changes are lost.
@@ -509,6 +528,8 @@ class Task:
         source: str = "",
     ) -> None:
         """Run the steps, on records of an input partition or without input, completely or not at all."""
+        read = work is Work.PROCESS
+        self.ledger.begin_slice(partition if read else None, records if read else None)
         fields = {"task": str(self.id)} | ({} if partition is None else {"partition": str(partition)})
         with bound_contextvars(**fields):
             if self._spans is None:
@@ -556,6 +577,7 @@ class Task:
         self._stores.end_slice()
         self._clocks.end_slice()
         self._hooks.end_slice()
+        self.ledger.end_slice()
 
     def _source_name(self, topic: str) -> str:
         found = self._source_names.get(topic)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from streams.broker import Consumer, Refusal
     from streams.records import Output, TopicPartition
     from streams.runtime.commit import Guarantee
+    from streams.runtime.ledger import WorkerLedger
     from streams.runtime.pacing import Pacing
 
 MISSING_SECONDS = 15.0
@@ -108,6 +109,7 @@ class Transaction:
         self,
         guarantee: Guarantee,
         pacing: Pacing,
+        ledger: WorkerLedger,
         *,
         own_topics: Collection[str],
         waiting: Callable[[], None],
@@ -117,6 +119,7 @@ class Transaction:
     ) -> None:
         self._guarantee = guarantee
         self._pacing = pacing
+        self._ledger = ledger
         self._own_topics = own_topics
         self._waiting = waiting
         self._clock = clock
@@ -181,20 +184,20 @@ class Transaction:
         self._become(TransactionState.OPEN)  # I3
         self._pacing.processed()
 
-    def write(self, output: Output) -> None:
-        """Write all rows; rows that cannot be written get their step's policy.
+    def write(self, output: Output) -> int:
+        """Write all rows; rows that cannot be written get their step's policy. Returns how many were written.
 
         Raises ``Interrupted`` when the worker has to stop, or has lost the input, before all are queued.
         """
-        self._write(output, self._guarantee.write)
+        return self._write(output, self._guarantee.write)
 
     def write_changes(self, output: Output) -> None:
         """As ``write``, for the changelogs of stores."""
         self._write(output, self._guarantee.write_changes)
 
-    def _write(self, output: Output, write: Callable[[Output, Callable[[], None]], None]) -> None:
+    def _write(self, output: Output, write: Callable[[Output, Callable[[], None]], None]) -> int:
         assert not self.must_rewind, "written after an abort and before the rewind"  # I3
-        at = 0
+        at = written = 0
         self.writing = output.topic, self._clock()
         try:
             while at < len(output):
@@ -206,7 +209,9 @@ class Transaction:
                         self._tolerate_missing(error)
                     rest.refuse(error.position, error)
                     at += error.position + 1
+                    written += error.position
                 else:
+                    written += len(rest)
                     break
         except BaseException:
             if not self.must_rewind:
@@ -214,6 +219,8 @@ class Transaction:
             raise
         finally:
             self.writing = None
+        self._ledger.handed(output.topic, written)
+        return written
 
     def _tolerate_missing(self, error: TopicMissing) -> NoReturn:
         """Abort for a missing topic of the app's own; end the worker if it stays missing."""
@@ -244,6 +251,7 @@ class Transaction:
         self.writing = "", self._clock()
         self._guarantee.commit(offsets, consumer, self._waiting, offset_metadata)
         self._become(TransactionState.EMPTY)
+        self._ledger.acknowledged(self._guarantee.take_acknowledged())
         self.commits += 1
         self.refused.committed()
         self._backoff.succeeded()
@@ -315,6 +323,8 @@ class Transaction:
         self._become(TransactionState.EMPTY)  # I9
         self.refused.dropped()
         self._pacing.discarded()
+        self._ledger.discard()
+        self._guarantee.take_acknowledged()
         self.rewinds += 1
 
     def _become(self, state: TransactionState) -> None:

@@ -33,6 +33,7 @@ from streams.runtime.dead_letter_retries import DeadLetterRetries
 from streams.runtime.dead_letters import DeadLetterWatch, FirstFailures, dead_letter_topic
 from streams.runtime.global_tables import GlobalTables
 from streams.runtime.group_start import commit_group_start
+from streams.runtime.ledger import Outside, WorkerLedger
 from streams.runtime.lost_offsets import LostOffsets
 from streams.runtime.originals import Originals
 from streams.runtime.pacing import SLICE_SECONDS, Pacing
@@ -190,9 +191,11 @@ class Worker:
         self._originals = Originals(broker, application, self._is_input, clock, self._pause)
         self._lost = LostOffsets(settings, application)
         self._pacing = Pacing(settings, clock)
+        self.ledger = WorkerLedger()
         self._transaction = Transaction(
             guarantee,
             self._pacing,
+            self.ledger,
             own_topics={*topology.output_topics, self._dead_letter_topic, retry_topic(application).topic},
             waiting=self._wait_to_write,
             clock=clock,
@@ -239,6 +242,7 @@ class Worker:
             cleanup=self._cleanup,
             pacing=self._pacing,
             transaction=self._transaction,
+            ledger=self.ledger,
             at_work=self._slice,
             partitions=counts,
             matched=(topic for topic in counts if any(matches(item, topic) for item in topology.patterns)),
@@ -810,7 +814,7 @@ class Worker:
         finally:
             self._slice.close()
         written = self._clock()
-        self._assignment.processed(partition, task)
+        self._assignment.processed(partition, task, fetched)
         self._pacing.measured(task.id, len(fetched), written - begun)
         try:
             # Dead letters of a task with sinks wait for the rows that the sink refuses.
@@ -830,10 +834,12 @@ class Worker:
         while outputs := task.take():
             for output in outputs:
                 if self._switching is not None and self._switching.drops(output):
+                    task.ledger.outside[Outside.MUTED] += len(output)
                     continue
                 if output.topic == self._dead_letter_topic:
                     self._dead_letters.note(output)
-                self._transaction.write(output)
+                written = self._transaction.write(output)
+                task.ledger.outside[Outside.ACCEPTED] += written
 
     def _wait_to_write(self) -> None:
         """Poll the group while the producer waits for the broker. Raises ``Interrupted``."""
@@ -975,7 +981,7 @@ class Worker:
             # A rebalance or a stop interrupted the steps that forward at a commit.
             self._transaction.abort()
         else:
-            self._assignment.committed |= offsets
+            self._assignment.note_committed(offsets)
             if self._switching is not None:
                 self._switching.committed(stopped)
             for task in self._assignment.tasks.values():

@@ -125,6 +125,18 @@ def test_nothing_holds_for_an_app_that_keeps_up():
             },
         ),
         (
+            [
+                worker(differences={"orders": 2}, difference_of={"orders": "2 records of orders-0: missing"}),
+                worker(differences={"orders": 1}, difference_of={"orders": "1 record of orders-1: missing"}),
+            ],
+            {
+                (
+                    "StreamsLedgerDifference",
+                    "orders",
+                ): "3 records of orders are not accounted for in app shop: 2 records of orders-0: missing."
+            },
+        ),
+        (
             [worker(unknown=True)],
             {
                 ("StreamsConditionUnknown", ""): "What waits for app shop has not been known for long: "
@@ -157,6 +169,8 @@ def test_every_alert_can_be_found_and_switched_off():
         next_instants={"nightly": 0},
         retained_bytes={"rows": 1e12},
         unavailable=["rows"],
+        differences={"orders": 1},
+        difference_of={"orders": "1 record of orders-0: missing"},
         unknown=True,
     )
     assert {name for name, _ in holding(everything)} == {name.value for name in FINDERS}

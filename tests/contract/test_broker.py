@@ -1253,6 +1253,44 @@ class TestTransactions:
         assert reader.values == [b"kept 0", b"kept 1", b"kept 2"]
         assert reader.offsets == [0, 2, 4]
 
+    def test_what_the_broker_has_acknowledged_is_counted_by_topic_until_it_is_taken(self, clients):
+        first, second = clients.topic("first"), clients.topic("second")
+        producer = clients.transactional_producer()
+        assert not any(producer.take_acknowledged().values())
+        for commits in (True, False, True):
+            producer.begin()
+            producer.produce(rows(first, numbered(0, 3)))
+            producer.produce(rows(second, numbered(0, 2)))
+            producer.produce(rows(first, numbered(3, 4)))
+            if commits:
+                producer.commit(PATIENCE)
+                assert producer.take_acknowledged() == {first: 4, second: 2}
+            else:
+                producer.abort(PATIENCE)
+                # Some may have been acknowledged before; the next transaction counts its own.
+                producer.take_acknowledged()
+            assert not any(producer.take_acknowledged().values())
+
+    def test_a_row_that_is_refused_at_once_is_not_acknowledged(self, clients):
+        topic = clients.topic()
+        producer = clients.transactional_producer()
+        producer.begin()
+        with pytest.raises(RecordRefused):
+            producer.produce(rows(topic, [b"before", bytes(61_000_000), b"after"]))
+        producer.produce(rows(topic, [b"after"]))
+        producer.commit(PATIENCE)
+        assert producer.take_acknowledged() == {topic: 2}
+
+    def test_without_transactions_rows_are_acknowledged_by_a_flush(self, clients):
+        topic = clients.topic()
+        producer = clients.producer()
+        producer.produce(rows(topic, numbered(0, 3)))
+        producer.flush(PATIENCE)
+        assert producer.take_acknowledged() == {topic: 3}
+        producer.produce(rows(topic, numbered(3, 5)))
+        producer.flush(PATIENCE)
+        assert producer.take_acknowledged() == {topic: 2}
+
     def test_a_transaction_may_be_empty(self, clients):
         topic = clients.topic()
         producer = clients.transactional_producer()

@@ -12,6 +12,7 @@ from streams.records import Output, TopicPartition
 from streams.runtime.assignment import Assignment
 from streams.runtime.cleanup import Cleanup
 from streams.runtime.commit import ExactlyOnce
+from streams.runtime.ledger import WorkerLedger
 from streams.runtime.lost_offsets import LostOffsets
 from streams.runtime.pacing import Pacing
 from streams.runtime.pending import PendingTasks
@@ -48,6 +49,7 @@ class Site(MemoryCluster):
         self.transaction = Transaction(
             guarantee,
             pacing,
+            WorkerLedger(),
             own_topics={"out"},
             waiting=lambda: None,
             clock=clock,
@@ -76,6 +78,7 @@ class Site(MemoryCluster):
             cleanup=Cleanup(topology, broker, databases, settings, clock),
             pacing=pacing,
             transaction=self.transaction,
+            ledger=WorkerLedger(),
             at_work=Slice(),
             partitions={"in": 1},
             matched=(),
@@ -119,7 +122,7 @@ class Site(MemoryCluster):
     def process(self, polled: Polled) -> None:
         for fetched in polled.fetched:
             self.task.process(fetched)
-            self.assignment.processed(PLACE, self.task)
+            self.assignment.processed(PLACE, self.task, fetched)
 
 
 def test_what_was_polled_is_processed_before_more_is():

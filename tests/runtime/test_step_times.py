@@ -29,11 +29,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_a_step_has_its_own_time_and_not_that_of_the_steps_it_calls(clock: Clock):
     counts = Counts()
     times = StepTimes(counts)
+    entrance = [0], 0
 
     def write(_batch: Any) -> None:
         clock.now += 1
 
-    slow = times.counted("write", write)
+    slow = times.counted("write", write, entrance)
 
     def enrich(batch: Any) -> None:
         clock.now += 5
@@ -41,20 +42,22 @@ def test_a_step_has_its_own_time_and_not_that_of_the_steps_it_calls(clock: Clock
         slow(batch[:1])
         clock.now += 2
 
-    times.counted("enrich", enrich)([1, 2, 3])  # type: ignore[arg-type]  # a batch has a length, too
+    times.counted("enrich", enrich, entrance)([1, 2, 3])  # type: ignore[arg-type]  # a batch has a length, too
     assert counts.step_seconds == {"write": 2, "enrich": 7}
     assert counts.step_records == {"write": 4, "enrich": 3}
+    assert entrance[0] == [7], "the ledger counts what enters, of both here"
 
 
 def test_a_step_that_fails_has_taken_its_time_and_its_caller_is_measured_on(clock: Clock):
     counts = Counts()
     times = StepTimes(counts)
+    entrance = [0], 0
 
     def fail(_batch: Any) -> None:
         clock.now += 3
         raise ValueError
 
-    failing = times.counted("fail", fail)
+    failing = times.counted("fail", fail, entrance)
 
     def caller(batch: Any) -> None:
         clock.now += 1
@@ -62,7 +65,7 @@ def test_a_step_that_fails_has_taken_its_time_and_its_caller_is_measured_on(cloc
             failing(batch)
         clock.now += 1
 
-    times.counted("caller", caller)([1])  # type: ignore[arg-type]  # as above
+    times.counted("caller", caller, entrance)([1])  # type: ignore[arg-type]  # as above
     assert counts.step_seconds == {"fail": 3, "caller": 2}
     # Records that a step did not pass are counted once it has.
     assert counts.step_records == {"fail": 0, "caller": 1}

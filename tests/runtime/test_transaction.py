@@ -12,6 +12,7 @@ from streams.errors import OutcomeUnknown, RecordRefused, TopicError, Transactio
 from streams.operators.guard import Interrupted
 from streams.records import Output, TopicPartition
 from streams.runtime.commit import ExactlyOnce
+from streams.runtime.ledger import WorkerLedger
 from streams.runtime.pacing import Pacing
 from streams.runtime.transaction import MISSING_SECONDS, Transaction, TransactionState
 from tests.support.clock import Clock
@@ -37,6 +38,7 @@ class Site(MemoryCluster):
         self.transaction = Transaction(
             self.guarantee,
             self.pacing,
+            WorkerLedger(),
             own_topics={"missing"},
             waiting=lambda: None,
             clock=self.clock,

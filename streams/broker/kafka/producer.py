@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
@@ -64,6 +65,8 @@ class KafkaProducer:
         """The topics written in the open transaction, or since the last flush."""
         self._failures: list[Failure] = []
         """Records that were not delivered, and not reported to the caller yet."""
+        self._queued: Counter[str] = Counter()
+        """How many records the client has taken since the last ``take_acknowledged``, by topic."""
         self._reported: list[Failure] = []
         """The failures that the last ``flush`` raised."""
         self._settings: Settings = settings | {"error_cb": LastError()}
@@ -99,6 +102,7 @@ class KafkaProducer:
         produce = self._client.produce
         partition = -1 if output.partition is None else output.partition
         while at < stop:
+            begun = at
             try:
                 # Positional arguments save a fifth of this call's time, for every record. For the client, the
                 # timestamp 0 means now, which is right for records without one; an actual 0 becomes 1.
@@ -134,6 +138,8 @@ class KafkaProducer:
                         f"topic {topic} has no partition {partitions[at]} any more", position=at
                     ) from error
                 self._refuse(error.args[0], topic, at)
+            finally:
+                self._queued[topic] += at - begun
 
     def _poll(self, seconds: float) -> None:
         """Serve callbacks. Here the client raises what is fatal, e.g. that another one has fenced it."""
@@ -208,6 +214,18 @@ class KafkaProducer:
         refused = refusals(failures)
         self._rules.learn(failures, refused, compressed=self._compresses)
         return [refusal.public for refusal in refused]
+
+    def take_acknowledged(self) -> Mapping[str, int]:
+        acknowledged, self._queued = self._queued, Counter()
+        for failure in self._failures:
+            acknowledged[failure.output.topic] -= 1
+        if len(self._client):
+            # The client counts what it has to call back for, too.
+            with suppress(BrokerError):
+                self._poll(0)
+            if left := len(self._client):
+                acknowledged[""] -= left
+        return acknowledged
 
     def _taken_failures(self) -> list[Failure]:
         failures = self._failures.copy()

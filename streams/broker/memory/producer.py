@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from streams.broker.memory.group import Membership
@@ -44,6 +45,8 @@ class MemoryProducer:
         self._queue: list[tuple[TopicPartition, Columns]] = []
         self._next_partition: dict[str, int] = {}
         self._refused: list[Refusal] = []
+        self._appended: Counter[str] = Counter()
+        """How many records the logs have taken since the last ``take_acknowledged``, by topic."""
         self._unreported = False
         """Whether records were rejected that no flush has reported yet."""
         self._closed = False
@@ -70,7 +73,7 @@ class MemoryProducer:
                     self._queue.append((partition, columns))
                 else:
                     self._cluster.start(transaction, self._transaction_timeout)
-                    self._cluster.existing_log(partition).append(columns, transaction)
+                    self._append(partition, columns, transaction)
             self._cluster.notify()
         if refused is not None:
             raise refused
@@ -81,7 +84,7 @@ class MemoryProducer:
             self._usable()
             queue, self._queue = self._queue, []
             for partition, columns in queue:
-                self._cluster.existing_log(partition).append(columns, None)
+                self._append(partition, columns, None)
             self._cluster.notify()
         if self._unreported:
             self._unreported = False
@@ -91,6 +94,18 @@ class MemoryProducer:
         refused, self._refused = self._refused, []
         self._cluster.known |= {refusal.output.topic for refusal in refused}
         return refused
+
+    def take_acknowledged(self) -> Mapping[str, int]:
+        appended, self._appended = self._appended, Counter()
+        if self._queue:
+            appended[""] -= sum(len(columns.values) for _, columns in self._queue)
+        return appended
+
+    def _append(self, partition: TopicPartition, columns: Columns, transaction: Transaction | None) -> None:
+        log = self._cluster.existing_log(partition)
+        before = log.next_offset
+        log.append(columns, transaction)
+        self._appended[partition.topic] += log.next_offset - before
 
     def init_transactions(self, timeout: float) -> None:  # noqa: ARG002  # this broker answers at once
         self._cluster.step("init_transactions")

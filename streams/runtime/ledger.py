@@ -1,0 +1,468 @@
+"""What becomes of the records of a task and of a worker, counted where they pass.
+
+Terms are counted at separate places, so that they agree only if no record was lost on the way:
+``streams.monitoring.ledger`` compares them. Counts are of batches, never of single records. Written by the
+worker's thread; other threads see those of complete slices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from streams.topology.graph import SinkConnectorNode, SourceNode, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from streams.operators import Forward
+    from streams.policy import Action
+    from streams.records import Batch, Fetched, TopicPartition
+    from streams.topology.graph import Node, Subtopology
+
+    TaskKey: TypeAlias = tuple[int, int]
+    """A ``TaskId``, whose module imports this one."""
+
+MOST_KEPT = 1_000
+"""So many faults and closed tasks are kept for the thread that reads them."""
+
+
+class Term(IntEnum):
+    """What is counted of each node. Values are places in a page's counts, from the node's first one on."""
+
+    ENTERED = 0
+    """Records that reached the node; of a source, those that were read."""
+    RESUMED = 1
+    """Failures that took no record away: it goes on as a deletion, or had been counted before."""
+    MADE = 2
+    """Records that the step made for each step downstream."""
+    FILTERED = 3
+    LATE = 4
+    HELD = 5
+    """Records that a store or a queue has taken in."""
+    REPLACED = 6
+    """Records in whose place the step forwards those that it makes."""
+    ENDED = 7
+    """Records that have reached the end of the topology, in a step that is no sink."""
+    EMITTED = 8
+    """Rows that a sink has handed on to be written."""
+    DEAD_LETTERS = 9
+    SKIPPED = 10
+    FAILED_AGAIN = 11
+    """Dead letters that were retried and have failed again."""
+    WITHHELD = 12
+    """Records that did not enter, as they are beside the path of dead letters that are retried."""
+
+
+class Outside(IntEnum):
+    """What is counted between slices, for the whole task."""
+
+    TAKEN = 0
+    """Rows for topics that were taken to be written, dead letters included."""
+    TAKEN_ROWS = 1
+    """Rows that were taken for sink connectors."""
+    REFUSED = 2
+    """Rows for topics that were refused when they were written."""
+    REFUSED_ROWS = 3
+    """Rows that sink connectors have refused."""
+    REQUEUED = 4
+    """Dead letters that were refused and will be written with less content."""
+    KNOWN = 5
+    """Dead letters that were not written, as they were before."""
+    ACCEPTED = 6
+    """Rows that the producer has accepted."""
+    MUTED = 7
+    """Rows that were dropped, as another app of a blue/green pair emits."""
+
+
+class Edge(NamedTuple):
+    """Where the counts of the edge to a child are: records that left for it, records made for it alone."""
+
+    child: str
+    left: int
+    made: int
+
+
+class LedgerNode(NamedTuple):
+    """Where the counts of a node are, and how they are related."""
+
+    name: str
+    at: int
+    """The place of its first term."""
+    edges: tuple[Edge, ...]
+    parents: tuple[int, ...]
+    """The places of what left its parents for it."""
+    splits: bool
+    """Whether each record goes to one of the children, and not to each of them."""
+    must_end: bool
+    """Without children: whether the step says of each record where it has ended."""
+    is_source: bool
+    delivers: bool
+    """Whether it is a sink connector."""
+
+
+class Page(NamedTuple):
+    """What was counted of one input partition, or of work without input, in complete slices."""
+
+    first: int
+    """The first offset that was processed; -1 without input."""
+    next: int
+    """The next offset; -1 if it is not known from where reading continues."""
+    repeated: int
+    """Offsets below the next one that were processed again without a reason."""
+    counts: Sequence[int]
+    """Never changed: the next slice has another list."""
+
+
+class Settled(NamedTuple):
+    """The pages of the last commit, with what was counted outside of slices until then."""
+
+    pages: Mapping[TopicPartition | None, Page]
+    outside: Sequence[int]
+    pending: int
+    """Rows for topics that had not been taken."""
+    pending_rows: int
+    """The same for sink connectors."""
+
+
+class Fault(NamedTuple):
+    """A difference that was found while counting. ``records`` are those that are missing, or too many."""
+
+    kind: str
+    task: str
+    topic: str
+    partition: int
+    offsets: tuple[int, int] | None
+    records: int
+    sentence: str
+
+
+class StepAccount:
+    """The terms that a step declares; see ``streams.operators.Account``."""
+
+    __slots__ = ("_at", "_counts", "_edges")
+
+    def __init__(self, counts: list[int], node: LedgerNode) -> None:
+        self._counts = counts
+        self._at = node.at
+        self._edges = {edge.child: edge.made for edge in node.edges}
+
+    def filtered(self, records: int) -> None:
+        self._counts[self._at + Term.FILTERED] += records
+
+    def held(self, records: int) -> None:
+        self._counts[self._at + Term.HELD] += records
+
+    def replaced(self, records: int) -> None:
+        self._counts[self._at + Term.REPLACED] += records
+
+    def resumed(self, records: int) -> None:
+        self._counts[self._at + Term.RESUMED] += records
+
+    def made(self, records: int, child: str | None = None) -> None:
+        if child is None:
+            self._counts[self._at + Term.MADE] += records
+        elif child in self._edges:
+            self._counts[self._edges[child]] += records
+
+    def late(self, records: int, kept: int, child: str | None) -> None:
+        """Count late records, and expect them all to leave for the step that receives them."""
+        self._counts[self._at + Term.LATE] += records - kept
+        if child is not None and child in self._edges:
+            self._counts[self._edges[child]] += records
+
+    def emitted(self, records: int) -> None:
+        """Count rows of a sink."""
+        self._counts[self._at + Term.EMITTED] += records
+
+    def ended(self, batch: Batch[Any, Any]) -> None:
+        self._counts[self._at + Term.ENDED] += len(batch)
+
+    def stored(self, batch: Batch[Any, Any]) -> None:
+        self._counts[self._at + Term.HELD] += len(batch)
+
+
+class TaskLedger:
+    """The counts of a task: a page for each input partition, and one for work without input.
+
+    A slice counts in a list of its own, which becomes a page when the slice is complete. Slices that are
+    abandoned, and transactions that are rewound, leave the pages as they were.
+    """
+
+    def __init__(self, subtopology: Subtopology) -> None:
+        self.nodes, size = _layout(subtopology)
+        self._by_name = {node.name: node for node in self.nodes}
+        self._nothing = [0] * size
+        self._counts = [0] * size
+        """Of the open slice and of the page that it continues."""
+        self._open: tuple[TopicPartition | None, int, int] = (None, -1, -1)
+        """The page that the open slice continues, with its first and its next offset."""
+        self.pages: dict[TopicPartition | None, Page] = {}
+        self.outside = [0] * len(Outside)
+        self.settled = Settled({}, tuple(self.outside), 0, 0)
+        self._reached: dict[TopicPartition, int] = {}
+        """The offset up to which each partition was processed, or moved for a reason."""
+        self._committed: dict[TopicPartition, int] = {}
+
+    # --- what the task binds its steps to
+
+    def account(self, node: str) -> StepAccount:
+        """The account of a node."""
+        return StepAccount(self._counts, self._by_name[node])
+
+    def entrance(self, node: str) -> tuple[list[int], int]:
+        """The list and the place in which records are counted that enter a node."""
+        return self._counts, self._by_name[node].at + Term.ENTERED
+
+    def leaving(self, node: str, children: Mapping[str, Forward]) -> dict[str, Forward]:
+        """The functions by which a node forwards, which count what leaves it."""
+        edges = {edge.child: edge.left for edge in self._by_name[node].edges}
+        return {name: _counted(self._counts, edges[name], forward) for name, forward in children.items()}
+
+    def withheld(self, child: str, records: int) -> None:
+        """Count records that did not enter a step, or that enter it after all."""
+        self._counts[self._by_name[child].at + Term.WITHHELD] += records
+
+    # --- slices
+
+    def begin_slice(self, partition: TopicPartition | None, fetched: Fetched | None) -> None:
+        """Open a slice: of a partition with the records to be processed, or of other work."""
+        first = next_offset = -1
+        if partition is not None and fetched is not None:
+            first, next_offset = fetched.offsets([0])[0], fetched.next_offset
+        self._open = partition, first, next_offset
+        page = self.pages.get(partition)
+        self._counts[:] = self._nothing if page is None else page.counts
+
+    def read(self, source: str, records: int) -> None:
+        """Count records that are given to a source."""
+        self._counts[self._by_name[source].at + Term.ENTERED] += records
+
+    def end_slice(self) -> None:
+        """The open slice is complete."""
+        partition, first, next_offset = self._open
+        page = self.pages.get(partition)
+        begun, repeated = first, 0
+        if page is not None:
+            begun, repeated = page.first, page.repeated
+            if -1 < first < page.next:
+                repeated += page.next - first
+        self.pages[partition] = Page(begun, next_offset, repeated, self._counts[:])
+        if partition is not None:
+            self._reached[partition] = next_offset
+
+    def failed(self, step: str, action: Action | None, *, in_slice: bool) -> None:
+        """Count a record to which a step's policy applied; no action: a dead letter has failed again.
+
+        Outside of a slice it is a row that was emitted and is refused now.
+        """
+        term = Term.DEAD_LETTERS if action == "dead_letter" else Term.SKIPPED
+        if action is None:
+            term = Term.FAILED_AGAIN
+        node = self._by_name[step]
+        if in_slice:
+            self._counts[node.at + term] += 1
+            return
+        page = self.pages.get(None, Page(-1, -1, 0, self._nothing))
+        counts = list(page.counts)
+        counts[node.at + term] += 1
+        counts[node.at + Term.EMITTED] -= 1
+        self.pages[None] = page._replace(counts=counts)
+        self.outside[Outside.REFUSED_ROWS if node.delivers else Outside.REFUSED] += 1
+
+    # --- commits
+
+    def settle(self, pending: int, pending_rows: int) -> None:
+        """All complete slices are committed."""
+        self.settled = Settled(dict(self.pages), tuple(self.outside), pending, pending_rows)
+
+    def rewind(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Undo what was counted since the last commit: reading continues at these positions."""
+        pages = dict(self.settled.pages)
+        for partition, page in pages.items():
+            if partition is not None:
+                pages[partition] = page._replace(next=positions.get(partition, -1))
+        self.pages = pages
+        self.outside[:] = self.settled.outside
+        self._reached = dict(positions)
+
+    def move(self, partition: TopicPartition, to: int) -> None:
+        """Reading continues at another offset, for a reason that is logged; -1: at one to be seen."""
+        page = self.pages.get(partition)
+        if page is not None:
+            self.pages[partition] = page._replace(next=to)
+        self._committed.pop(partition, None)
+        self._reached.pop(partition, None)
+        if to >= 0:
+            self._reached[partition] = to
+
+    def advance(self, partition: TopicPartition, to: int) -> None:
+        """There are no records up to an offset, as the broker has reported its end."""
+        self._reached[partition] = max(to, self._reached.get(partition, -1))
+
+    def commit(self, partition: TopicPartition, offset: int) -> tuple[int, int] | None:
+        """Note a committed offset. Returns the two offsets between which records were left out or repeated.
+
+        An offset beyond what was processed leaves out records; one before the last committed one has them
+        processed twice.
+        """
+        reached, before = self._reached.get(partition), self._committed.get(partition)
+        self._committed[partition] = offset
+        if reached is not None and offset > reached:
+            return reached, offset
+        if before is not None and offset < before:
+            return before, offset
+        return None
+
+
+def _counted(counts: list[int], place: int, forward: Forward) -> Forward:
+    def pass_on(batch: Batch[Any, Any]) -> None:
+        counts[place] += len(batch)
+        forward(batch)
+
+    return pass_on
+
+
+def _layout(subtopology: Subtopology) -> tuple[tuple[LedgerNode, ...], int]:
+    """Where the counts of each node are, and how many there are."""
+    size = 0
+    edges: dict[str, tuple[Edge, ...]] = {}
+    for node in subtopology.nodes:
+        places = []
+        for child in subtopology.children(node.name):
+            places.append(Edge(child.name, size, size + 1))
+            size += 2
+        edges[node.name] = tuple(places)
+    nodes = []
+    for node in subtopology.nodes:
+        into = [edge.left for own in edges.values() for edge in own if edge.child == node.name]
+        nodes.append(_ledger_node(node, size, edges[node.name], tuple(into)))
+        size += len(Term)
+    return tuple(nodes), size
+
+
+def _ledger_node(node: Node, at: int, edges: tuple[Edge, ...], parents: tuple[int, ...]) -> LedgerNode:
+    return LedgerNode(
+        node.name,
+        at,
+        edges,
+        parents,
+        splits=node.operator.splits,
+        must_end=not isinstance(node, Step) or node.operator.terminal,
+        is_source=isinstance(node, SourceNode),
+        delivers=isinstance(node, SinkConnectorNode),
+    )
+
+
+class _Reading:
+    """The records that were polled of a partition, and those that were processed, since the last seek."""
+
+    __slots__ = ("begun", "expected", "polled", "processed")
+
+    def __init__(self, begun: int) -> None:
+        self.begun = begun
+        self.polled: deque[tuple[int, int]] = deque()
+        """For each poll the next offset after it, and how many records there are up to it."""
+        self.expected = 0
+        self.processed = 0
+
+
+class WorkerLedger:
+    """What a worker polls and processes, hands to its producer and commits.
+
+    Differences are noted at once in ``faults``, which any thread may take.
+    """
+
+    def __init__(self) -> None:
+        self.faults: deque[Fault] = deque(maxlen=MOST_KEPT)
+        self.closed: deque[tuple[TaskKey, TaskLedger]] = deque(maxlen=MOST_KEPT)
+        """The ledgers of tasks that have ended."""
+        self._reading: dict[TopicPartition, _Reading] = {}
+        self._handed: Counter[str] = Counter()
+
+    # --- reading
+
+    def polled(self, partition: TopicPartition, fetched: Fetched) -> None:
+        """Records were polled that a task is to process."""
+        reading = self._reading.get(partition)
+        if reading is None:
+            reading = self._reading[partition] = _Reading(fetched.offsets([0])[0])
+        reading.expected += len(fetched)
+        reading.polled.append((fetched.next_offset, reading.expected))
+
+    def processed(self, task: TaskKey, partition: TopicPartition, fetched: Fetched) -> None:
+        """A slice of them is complete."""
+        reading = self._reading.get(partition)
+        if reading is None:
+            return
+        reading.processed += len(fetched)
+        reached, expected = fetched.next_offset, None
+        begun = reading.begun
+        while reading.polled and reading.polled[0][0] <= reached:
+            until, records = reading.polled.popleft()
+            reading.begun = until
+            expected = records if until == reached else None
+        if expected is not None and expected != reading.processed:
+            missing = expected - reading.processed
+            self.faults.append(
+                Fault(
+                    "reading",
+                    str(task),
+                    partition.topic,
+                    partition.partition,
+                    (begun, reached),
+                    missing,
+                    "polled and not processed" if missing > 0 else "processed twice",
+                )
+            )
+            reading.processed = expected
+
+    def forget(self, partition: TopicPartition) -> None:
+        """The partition was released, or is read from another offset."""
+        self._reading.pop(partition, None)
+
+    # --- writing
+
+    def handed(self, topic: str, records: int) -> None:
+        """The producer has accepted records."""
+        self._handed[topic] += records
+
+    def discard(self) -> None:
+        """They were undone, or will be written again."""
+        self._handed.clear()
+
+    def acknowledged(self, records: Mapping[str, int]) -> None:
+        """A commit has succeeded, before which the broker has acknowledged these records, by topic."""
+        if self._handed != records:
+            for topic in sorted({*self._handed, *records}):
+                missing = self._handed[topic] - records.get(topic, 0)
+                if missing:
+                    what = "committed and not acknowledged" if missing > 0 else "written twice"
+                    self.faults.append(Fault("writing", "", topic, -1, None, missing, what))
+        self._handed.clear()
+
+    # --- commits
+
+    def committed(self, task: TaskKey, ledger: TaskLedger, partition: TopicPartition, offset: int) -> None:
+        """An offset of a task's partition was committed."""
+        found = ledger.commit(partition, offset)
+        if found is None:
+            return
+        before, after = found
+        skips = after > before
+        self.faults.append(
+            Fault(
+                "commit",
+                str(task),
+                partition.topic,
+                partition.partition,
+                (min(found), max(found)),
+                after - before,
+                "committed and not processed" if skips else "committed before, and read again",
+            )
+        )
+
+    def close(self, task: TaskKey, ledger: TaskLedger) -> None:
+        """A task has ended."""
+        self.closed.append((task, ledger))
