@@ -125,6 +125,10 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     tasks: list[TaskStatus]
     steps: list[StepStatus]
     rebalances: list[RebalanceStatus]
+    workers_wanted: float | None = None
+    """Its part of how many workers the app needs; see ``WorkersWanted``."""
+    workers_useful: float | None = None
+    """The same where a task counts as one worker at most."""
     alerts: list[FiringAlert] = []
     """The app's alerts that fire, if it has alerts; each worker reports the same ones."""
 
@@ -196,6 +200,8 @@ def report(
             )
             for item in worker.rebalances.history
         ],
+        workers_wanted=None if observation.workers is None else observation.workers.wanted,
+        workers_useful=None if observation.workers is None else observation.workers.useful,
         alerts=list(alerts),
     )
 
