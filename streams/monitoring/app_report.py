@@ -52,7 +52,7 @@ class AppReport(NamedTuple):
     useful: int | None
     """The same without those that would have nothing to do, as a task cannot be divided."""
     largest_task: str | None
-    """The task that needs most of a worker's time by what arrives and what a record takes, if that is known."""
+    """The task that needs most, by what arrives and what a record takes; ``None`` if that is unknown."""
 
 
 def put_together(

@@ -153,15 +153,15 @@ class Bottlenecks:
             sentence += f", {_seconds(seconds)} for each commit and what is written until then"
         return [Bottleneck(cause, subject, share, sentence)]
 
-    def of_throttling(self, *, late: bool) -> list[Bottleneck]:
+    def of_throttling(self, *, late: bool, restoring: bool) -> list[Bottleneck]:
         """The quotas that hold back the clients: those for reading only where the worker waits for records.
 
-        ``late`` says whether records wait for longer than usual.
+        ``late`` says whether records wait for longer than usual, ``restoring`` whether stores are restored.
         """
         if self.elapsed <= 0:
             return []
         before, after = self._spent[0], self._spent[-1]
-        waits = self.polls >= LEADING
+        waits = restoring or self.polls >= LEADING
         least = LATE_LEADING if late else LEADING
         found = []
         for (role, broker), seconds in after.throttled.items():

@@ -75,7 +75,7 @@ class Causes:
         self._bottlenecks.observe(spent)
         late = self._late(figures, now)
         busy = self._bottlenecks.of_time()
-        quotas = self._bottlenecks.of_throttling(late=bool(late))
+        quotas = self._bottlenecks.of_throttling(late=bool(late), restoring=bool(self._worker.restoring))
         retrying = self._worker.status.retrying
         limits = self._processor_wait(now)
         found = self._silence(silence, now)

@@ -98,10 +98,15 @@ def test_a_partition_with_most_of_the_records_is_named():
 
 
 @pytest.mark.parametrize(
-    "arrived", [(100, 100, 100, 100), (100, 90), (900, 100), (0, 0, 0), (40, 30, 20, 10), ()]
+    "arrived", [(100, 100, 100, 100), (100, 90), (700, 300), (900,), (0, 0, 0), (40, 30, 20, 10), ()]
 )
 def test_partitions_that_share_the_records_are_not_named(arrived):
     assert hot_partition(places(*arrived)) == []
+
+
+def test_one_of_two_partitions_must_have_far_more_than_half():
+    (found,) = hot_partition(places(900, 100))
+    assert (found.subject, found.share) == ("in-0", 0.9)
 
 
 def test_what_idle_workers_wait_for_is_named():

@@ -6,9 +6,13 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from streams.broker.throttling import Throttled
+
+LONGEST_SECONDS: Final = 10.0
+"""A broker may ask for minutes. Long before, the client gives the connection up, and learns from the next one
+whether the quota still holds."""
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +53,7 @@ class ThrottleTimes:
         now = self._clock()
         with self._lock:
             hold = self._holds.setdefault((role, str(event.broker_id)), _Hold())
-            until = max(hold.until, now + event.throttle_time)
+            until = max(hold.until, now + min(event.throttle_time, LONGEST_SECONDS))
             hold.seconds += until - max(hold.until, now)
             hold.until = until
         if then is not None:
