@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.records import TopicPartition
@@ -15,7 +16,7 @@ PARTITIONS = 4
 """Keys are taken from so many partitions, those with most records."""
 
 ROWS = 64
-"""Keys taken of each partition, spread over its records."""
+"""Keys taken of each partition."""
 
 SHOWN_BYTES = 64
 """The beginning of a key that is kept."""
@@ -57,7 +58,8 @@ class KeySample:
         self.wanted = False
         found = {}
         for fetched in sorted(polled, key=len, reverse=True)[:PARTITIONS]:
-            rows = range(0, len(fetched), max(1, len(fetched) // ROWS))[:ROWS]
+            # By chance: keys may come in turns.
+            rows = random.sample(range(len(fetched)), min(ROWS, len(fetched)))
             found[TopicPartition(fetched.topic, fetched.partition)] = SampledKeys(
                 len(fetched),
                 [
