@@ -32,7 +32,7 @@ LEADING = 0.3
 LATE_LEADING = 0.1
 """The same for quotas while records wait: they may hold back only some of the partitions."""
 
-FEWEST_RECORDS = 20
+FEWEST_RECORDS = 50
 """Records of a topic that must have arrived until it is said that a partition gets most of them."""
 
 MOST_OF_TWO = 0.8

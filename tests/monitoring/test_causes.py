@@ -196,6 +196,7 @@ def test_slow_commits_are_named_with_how_long_one_takes():
     site.work(SOON, site.append)
     named = site.named("broker")
     assert named is not None
+    assert named.share is not None
     assert named.share > 0.7
     assert "for each commit" in named.sentence
     assert site.named("quota") is None
