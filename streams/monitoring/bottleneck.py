@@ -26,6 +26,9 @@ WINDOW_SECONDS = 20.0
 BUSY = 0.7
 """The share of its time from which a worker is considered to be the limit: above it, records queue up."""
 
+STILL_BUSY = 0.55
+"""The same while it has been the limit: a share that varies around a bound must not come and go."""
+
 LEADING = 0.3
 """The least share of the worker's time that is named."""
 
@@ -34,6 +37,9 @@ LATE_LEADING = 0.1
 
 FEWEST_RECORDS = 50
 """Records of a topic that must have arrived until it is said that a partition gets most of them."""
+
+SAID = 3
+"""The most partitions with the same cause that are named."""
 
 MOST_OF_TWO = 0.8
 """The share at which one of two partitions has far more than its part."""
@@ -123,12 +129,20 @@ class Bottlenecks:
 
     def __init__(self) -> None:
         self._spent: deque[TimeSpent] = deque()
+        self._busy = False
 
     def observe(self, spent: TimeSpent) -> None:
         """Note what the time was spent on up to now."""
         self._spent.append(spent)
         while len(self._spent) > 2 and self._spent[1].time <= spent.time - WINDOW_SECONDS:
             self._spent.popleft()
+        self._busy = sum(self._shares().values()) >= (STILL_BUSY if self._busy else BUSY)
+
+    def _shares(self) -> dict[tuple[Cause, str], float]:
+        if self.elapsed <= 0:
+            return {}
+        parts = _parts(self._spent[0], self._spent[-1])
+        return {part: self._share(seconds) for part, seconds in parts.items()}
 
     @property
     def elapsed(self) -> float:
@@ -137,12 +151,10 @@ class Bottlenecks:
 
     def of_time(self) -> list[Bottleneck]:
         """What takes most of the worker's time, if the worker is busy."""
-        if self.elapsed <= 0:
+        if not self._busy:
             return []
         before, after = self._spent[0], self._spent[-1]
-        shares = {part: self._share(seconds) for part, seconds in _parts(before, after).items()}
-        if sum(shares.values()) < BUSY:
-            return []
+        shares = self._shares()
         (cause, subject), share = max(shares.items(), key=lambda item: item[1])
         if share < LEADING:
             return []
@@ -312,20 +324,27 @@ def of_waiting(
             str(partition),
             None,
             f"a transaction of another program that began at offset {offset} of {partition} is still open: "
-            "the records after it cannot be read before it ends",
+            f"the records after it cannot be read before it ends{_more(open_transactions, number)}",
         )
-        for partition, offset in open_transactions.items()
+        for number, (partition, offset) in enumerate(sorted(open_transactions.items())[:SAID])
     ]
     found += [
         Bottleneck(
             Cause.OTHER_INPUT,
             str(partition),
             None,
-            f"the records of {partition} wait for records of {', '.join(map(str, others))}, by event time",
+            f"the records of {partition} wait for records of {', '.join(map(str, others))}, by event time"
+            f"{_more(held_back, number)}",
         )
-        for partition, others in held_back.items()
+        for number, (partition, others) in enumerate(sorted(held_back.items())[:SAID])
     ]
     return found
+
+
+def _more(partitions: Mapping[TopicPartition, object], number: int) -> str:
+    """How many partitions are not named, behind the last one that is."""
+    left = len(partitions) - SAID
+    return f" (and so in {left} more partitions)" if left > 0 and number == SAID - 1 else ""
 
 
 def _parts(before: TimeSpent, after: TimeSpent) -> dict[tuple[Cause, str], float]:

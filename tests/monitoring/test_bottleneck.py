@@ -77,6 +77,15 @@ def test_a_cause_is_named_soon_and_forgotten_soon():
     assert course.run(20, enrich=0.1).named is None
 
 
+def test_a_share_that_varies_around_the_bound_does_not_come_and_go():
+    course = Course().run(30, broker=0.75)
+    for _ in range(5):
+        assert course.run(10, broker=0.6).named == (Cause.BROKER, "broker")
+        assert course.run(10, broker=0.75).named == (Cause.BROKER, "broker")
+    assert course.run(20, broker=0.5).named is None
+    assert course.run(20, broker=0.65).named is None
+
+
 def test_another_cause_takes_the_place_of_the_first():
     course = Course().run(60, enrich=0.9)
     assert course.run(20, broker=0.9).named == (Cause.BROKER, "broker")
@@ -125,3 +134,11 @@ def test_what_idle_workers_wait_for_is_named():
     ]
     assert "offset 7 of in-0" in found[2].sentence
     assert "other-0" in found[3].sentence
+
+
+def test_of_many_partitions_with_the_same_cause_a_few_are_named():
+    hidden = {TopicPartition("in", number): 7 for number in range(200)}
+    found = of_waiting(open_transactions=hidden, held_back={}, problems={}, retrying=None)
+    assert [item.subject for item in found] == ["in-0", "in-1", "in-2"]
+    assert found[2].sentence.endswith("(and so in 197 more partitions)")
+    assert "more partitions" not in found[0].sentence

@@ -50,14 +50,19 @@ class ThrottleTimes:
         return partial(self._note, role, then)
 
     def _note(self, role: Role, then: Callable[[ThrottleEvent], object] | None, event: ThrottleEvent) -> None:
-        now = self._clock()
-        with self._lock:
-            hold = self._holds.setdefault((role, str(event.broker_id)), _Hold())
-            until = max(hold.until, now + min(event.throttle_time, LONGEST_SECONDS))
-            hold.seconds += until - max(hold.until, now)
-            hold.until = until
+        # A connection to a broker that is not known yet (-1) carries no records.
+        if event.broker_id >= 0:
+            self._hold(role, str(event.broker_id), min(event.throttle_time, LONGEST_SECONDS))
         if then is not None:
             then(event)
+
+    def _hold(self, role: Role, broker: str, seconds: float) -> None:
+        now = self._clock()
+        with self._lock:
+            hold = self._holds.setdefault((role, broker), _Hold())
+            until = max(hold.until, now + seconds)
+            hold.seconds += until - max(hold.until, now)
+            hold.until = until
 
     def read(self) -> list[Throttled]:
         """For how long clients were held back up to now."""
