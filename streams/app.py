@@ -717,7 +717,9 @@ class App:
             if stores:
                 counts.start()
             address, jobs = None, None
-            observer = Observer(worker, watchdog, cluster, goal=settings.waiting_goal)
+            observer = Observer(
+                worker, watchdog, cluster, goal=settings.waiting_goal, show_keys=settings.show_keys
+            )
             alerts = configured_alerts(self)
             alert_watch: AlertWatch | None = None
             if settings.http_port is not None or alerts is not None:

@@ -163,6 +163,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     waiting_goal: Seconds = 30.0
     """How long a record may wait until it is processed: a worker whose records wait longer is behind."""
 
+    show_keys: bool = True
+    """Whether what is said to hold an app back may name keys of records, e.g. one that most records have."""
+
     alerts_file: str | None = None
     """A file (TOML) with the app's alerts, instead of those of the program; it may change while it runs."""
 
@@ -251,6 +254,7 @@ class SettingsArguments(TypedDict, total=False):
     http_tls_ca: str | None
     stall_timeout: float
     waiting_goal: float
+    show_keys: bool
     alerts_file: str | None
     stall_exit: bool
     shutdown_timeout: float

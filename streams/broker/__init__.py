@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from streams.broker.throttling import Throttled
     from streams.errors import RecordRefused
     from streams.records import Fetched, Output, TopicPartition
 
@@ -416,3 +417,6 @@ class Broker(Protocol):
 
     def admin(self) -> Admin:
         """Create an admin client."""
+
+    def throttled(self) -> Sequence[Throttled]:
+        """For how long quotas have held back the clients created here, where they have; from any thread."""

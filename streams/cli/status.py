@@ -101,6 +101,8 @@ def _fields(report: AppReport) -> dict[str, Any]:
         "arrival_rate": report.arrival_rate,
         "processing_rate": report.processing_rate,
         "deleted_in_seconds": report.deleted_in,
+        "workers_wanted": report.wanted,
+        "workers_useful": report.useful,
         "bottlenecks": list(report.bottlenecks),
         "differences": [
             {"worker": worker.worker} | msgspec.to_builtins(item)
@@ -144,6 +146,8 @@ def _lines(report: AppReport) -> list[str]:
         f"{report.app}: {report.condition}{since}{done}",
         f"records wait for {waits}, lag {lag}; a second {arrive} arrive and {processed} are processed",
     ]
+    if report.workers:
+        lines.append(_workers(report))
     if report.deleted_in is not None:
         lines.append(f"in {_duration(report.deleted_in)}, records are deleted before they are processed")
     lines += [f"alert {item.alert}: {item.sentence}" for item in _alerts(report)]
@@ -161,6 +165,19 @@ def _lines(report: AppReport) -> list[str]:
         more = len(report.missing) - SHOWN_PARTITIONS
         lines.append(f"not reported by any worker: {names}{f' and {more} more' if more > 0 else ''}")
     return lines
+
+
+def _workers(report: AppReport) -> str:
+    """How many workers there are and how many are wanted, and why more would not help, if that is so."""
+    running = f"{len(report.workers)} {'worker runs' if len(report.workers) == 1 else 'workers run'}"
+    if report.wanted is None or report.useful is None:
+        return f"{running}; how many are wanted is unknown"
+    line = f"{running}, {report.wanted} wanted, {report.useful} useful"
+    if report.useful >= report.wanted:
+        return line
+    task = report.largest_task
+    named = "a task" if task is None else f"task {task}"
+    return f"{line}: more would not help, as {named} needs more than one worker and cannot be divided"
 
 
 def _alerts(report: AppReport) -> Sequence[FiringAlert]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
-from streams.monitoring.bottleneck import hot_partition
+from streams.monitoring.bottleneck import FEWEST_RECORDS, WINDOW_SECONDS, hot_partition
 from streams.monitoring.condition import Condition
 from streams.monitoring.partition_figures import known_longest, known_total
 from streams.records import TopicPartition
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 NO_WORKERS = "no workers"
 """The condition of an app of which no worker answers."""
+
+LEAST_RATE = FEWEST_RECORDS / WINDOW_SECONDS
+"""Records a second of a topic from which on it is said that a partition gets most of them."""
 
 
 class AppReport(NamedTuple):
@@ -43,6 +47,12 @@ class AppReport(NamedTuple):
     """The addresses at which no worker answers."""
     missing: Sequence[TopicPartition]
     """Partitions of the input that no worker has reported."""
+    wanted: int | None
+    """Workers that the app needs; ``None`` while a worker does not know its part, or does not answer."""
+    useful: int | None
+    """The same without those that would have nothing to do, as a task cannot be divided."""
+    largest_task: str | None
+    """The task that needs most, by what arrives and what a record takes; ``None`` if that is unknown."""
 
 
 def put_together(
@@ -64,6 +74,7 @@ def put_together(
     missing = [partition for partition in partitions if partition not in known]
     unknown = [None] * len(missing)
     condition, since, caught_up_in = _condition(workers)
+    complete = not silent and not missing
     return AppReport(
         app,
         condition,
@@ -80,7 +91,31 @@ def put_together(
         workers,
         silent,
         missing,
+        _workers([worker.workers_wanted for worker in workers], complete=complete),
+        _workers([worker.workers_useful for worker in workers], complete=complete),
+        _largest_task(workers),
     )
+
+
+def _workers(parts: Sequence[float | None], *, complete: bool) -> int | None:
+    """How many workers all parts need together, one at least: without one, nothing is measured."""
+    known = [part for part in parts if part is not None]
+    if not complete or not known or len(known) < len(parts):
+        return None
+    # Rounding errors of the sum want no worker.
+    return max(1, ceil(round(sum(known), 6)))
+
+
+def _largest_task(workers: Sequence[WorkerReport]) -> str | None:
+    needs: dict[str, float] = {}
+    for worker in workers:
+        rates: defaultdict[str | None, float] = defaultdict(float)
+        for item in worker.partitions:
+            rates[item.task] += item.arrival_rate or 0.0
+        for task in worker.tasks:
+            if task.records:
+                needs[task.task] = rates[task.task] * task.seconds / task.records
+    return max(needs, key=lambda task: needs[task], default=None)
 
 
 def _condition(workers: Sequence[WorkerReport]) -> tuple[str, int | None, float | None]:
@@ -107,11 +142,19 @@ def _sentences(workers: Sequence[WorkerReport], figures: Sequence[PartitionStatu
         names = sorted(name for _, name, _ in places)
         found.append(f"{sentence} ({_named(names)})" if len(workers) > 1 else sentence)
     rates: defaultdict[str, dict[TopicPartition, float]] = defaultdict(dict)
+    lags: defaultdict[str, dict[TopicPartition, float]] = defaultdict(dict)
     for figure in figures:
+        place = TopicPartition(figure.topic, figure.partition)
         if figure.arrival_rate is not None:
-            rates[figure.topic][TopicPartition(figure.topic, figure.partition)] = figure.arrival_rate
-    for topic in rates.values():
-        found += [item.sentence for item in hot_partition(topic)]
+            rates[figure.topic][place] = figure.arrival_rate
+        if figure.lag is not None:
+            lags[figure.topic][place] = figure.lag
+    for topic in sorted({*rates, *lags}):
+        # While hardly any arrive, those that have arrived before wait.
+        arriving = sum(rates[topic].values()) >= LEAST_RATE
+        parts = rates[topic] if arriving else lags[topic]
+        if arriving or sum(parts.values()) >= FEWEST_RECORDS:
+            found += [item.sentence for item in hot_partition(parts)]
     return found
 
 

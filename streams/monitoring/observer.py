@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from streams.errors import BrokerError
 from streams.events import Event, get_logger
-from streams.monitoring.bottleneck import Bottleneck, Bottlenecks, TimeSpent, of_waiting
+from streams.monitoring.causes import LATE_SECONDS, Causes
 from streams.monitoring.condition import Condition, ConditionJudge, Judgement
 from streams.monitoring.ledger import Ledger
 from streams.monitoring.oldest_records import OldestRecords
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from streams.broker import Admin, Broker
+    from streams.monitoring.bottleneck import Bottleneck
+    from streams.monitoring.processor_wait import ProcessorWait
     from streams.monitoring.watchdog import Watchdog
     from streams.records import TopicPartition
     from streams.runtime.worker import Worker
@@ -31,9 +33,6 @@ OBSERVE_SECONDS = 1.0
 
 RETENTION_SECONDS = 10.0
 """How often the beginnings of partitions are requested, and for how long their topics' settings hold."""
-
-LATE_SECONDS = 5.0
-"""Waiting time above which the cause is looked for."""
 
 READ_SECONDS = 2.0
 """The longest time of reading records that wait."""
@@ -63,8 +62,8 @@ class Observer:
     """Measures each second what waits in the worker's partitions, and for how long.
 
     Positions are the worker's, ends are the broker's: a worker whose thread hangs still has true figures.
-    ``goal`` is how long a record may wait, in seconds. ``clock`` returns seconds, ``wall_clock`` milliseconds
-    since the epoch.
+    ``goal`` is how long a record may wait, in seconds. With ``show_keys`` false, causes name no key of a
+    record. ``clock`` returns seconds, ``wall_clock`` milliseconds since the epoch.
     """
 
     def __init__(
@@ -74,6 +73,8 @@ class Observer:
         broker: Broker,
         *,
         goal: float,
+        show_keys: bool = True,
+        processor: ProcessorWait | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], int] | None = None,
     ) -> None:
@@ -89,7 +90,7 @@ class Observer:
         self._retention_read = -float("inf")
         self._open_transactions: dict[TopicPartition, int] = {}
         self._judge = ConditionJudge(goal, clock())
-        self._bottlenecks = Bottlenecks()
+        self._causes = Causes(worker, broker, show_keys=show_keys, processor=processor)
         self._workload = Workload()
         self.ledger = Ledger(worker)
         """Whether all records are accounted for; any thread may read what it found."""
@@ -126,18 +127,20 @@ class Observer:
                 if failure != before:
                     self._log.error(Event.OBSERVER_FAILED, error=failure)
         self._forget_admin()
+        self._causes.close()
 
     def observe(self) -> Observation:
         """Measure once."""
-        worker = self._worker
+        worker, silence = self._worker, ""
         self.ledger.check()
         if worker.state is State.RUNNING:
             self._read_positions()
             try:
                 self._read_ends()
                 self._read_oldest()
-            except BrokerError:
-                # The ages of the figures say it, and the watchdog why.
+            except BrokerError as error:
+                # The ages of the figures say it too, and the watchdog logs it.
+                silence = str(error).partition("\n")[0]
                 self._forget_admin()
         now = self._clock()
         figures = {partition: item.figures(now) for partition, item in self._observers.items()}
@@ -161,31 +164,10 @@ class Observer:
             judgement,
             since,
             figures,
-            self._causes(figures, now),
+            self._causes.name(figures, self._open_transactions, silence, now),
             self._workload.measure(worker, figures, self._open_transactions, now),
         )
         return self.latest
-
-    def _causes(self, figures: Mapping[TopicPartition, PartitionFigures], now: float) -> list[Bottleneck]:
-        ends = {partition: item.end for partition, item in figures.items() if item.end is not None}
-        self._bottlenecks.observe(TimeSpent.of(self._worker, ends, now))
-        if found := self._bottlenecks.of_time():
-            return found + self._bottlenecks.of_partitions()
-        late = [partition for partition, item in figures.items() if (item.waiting or 0.0) > LATE_SECONDS]
-        if not late:
-            return []
-        return of_waiting(
-            open_transactions={
-                partition: offset
-                for partition, offset in self._open_transactions.items()
-                if partition in late
-            },
-            held_back={
-                partition: others for partition in late if (others := self._worker.held_back_by(partition))
-            },
-            problems=self._worker.problems,
-            retrying=self._worker.status.retrying,
-        )
 
     def _read_positions(self) -> None:
         progress = self._worker.progress

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from streams.monitoring.ledger import Difference, LedgerFigures  # noqa: TC001 - msgspec reads the annotations
 from streams.monitoring.series import Sample  # noqa: TC001 - msgspec reads the annotation
 from streams.process.memory import resident_memory
-from streams.monitoring.ledger import Difference, LedgerFigures  # noqa: TC001 - msgspec reads the annotations
 from streams.runtime.counts import Counts
 
 if TYPE_CHECKING:
@@ -136,6 +136,10 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the records, by task and topic; empty until the first check."""
     differences: list[Difference] = []
     """Records that are not accounted for."""
+    workers_wanted: float | None = None
+    """Its part of how many workers the app needs; see ``WorkersWanted``."""
+    workers_useful: float | None = None
+    """The same where a task counts as one worker at most."""
     alerts: list[FiringAlert] = []
     """The app's alerts that fire, if it has alerts; each worker reports the same ones."""
 
@@ -219,6 +223,8 @@ def report(
         ],
         ledger=list(observer.ledger.figures or ()),
         differences=list(observer.ledger.differences),
+        workers_wanted=None if observation.workers is None else observation.workers.wanted,
+        workers_useful=None if observation.workers is None else observation.workers.useful,
         alerts=list(alerts),
     )
 

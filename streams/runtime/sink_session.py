@@ -119,12 +119,20 @@ class SinkSession:
         """How often the session was closed and its partitions have to be claimed again."""
         self.problem = ""
         """Why the sink cannot be written to; empty while it can."""
-        self.seconds = 0.0
-        """How long the worker has waited for the sink to write and to commit."""
+        self._waited = 0.0
+        """How long the worker has waited for calls that have ended."""
+        self._called: float | None = None
+        """Since when it waits for a call."""
 
     @property
     def state(self) -> SinkState:
         return self._state
+
+    @property
+    def seconds(self) -> float:
+        """How long the worker has waited for the sink, in the present call too; from any thread."""
+        waited, called = self._waited, self._called
+        return waited if called is None else waited + self._clock() - called
 
     @property
     def ready(self) -> bool:
@@ -301,7 +309,7 @@ class SinkSession:
     def _call(self, call: Callable[[], T], waiting: Callable[[], None] | None = None) -> T:
         assert self._thread is not None
         future = self._thread.submit(call)
-        begun = self._clock()
+        self._called = begun = self._clock()
         try:
             self._wait(future, waiting or self._waiting)
             return future.result()
@@ -309,7 +317,8 @@ class SinkSession:
             self.failed(error)
             raise
         finally:
-            self.seconds += self._clock() - begun
+            self._called = None
+            self._waited += self._clock() - begun
 
     def _wait(self, future: Future[Any], waiting: Callable[[], None]) -> None:
         while True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,6 +75,59 @@ class Stages:
     """Of these: letting tasks forward and encode the changes of their stores."""
     steps_in_commit: float = 0.0
     """Of that: the steps' own time."""
+    lost: float = 0.0
+    """Writes and commits that failed, and what follows until their input can be read again."""
+
+    commit_begun: float | None = None
+    """When the commit that is going on began."""
+    steps_before: float = 0.0
+    """The steps' own time at that moment."""
+    prepared: float | None = None
+    """When its changes were prepared, if they are."""
+    steps_prepared: float = 0.0
+    """The steps' own time at that moment."""
+    rewind_begun: float | None = None
+    """Since when it is found out from where the input has to be read again, after a failure."""
+
+    def begin_commit(self, now: float, steps: float) -> None:
+        """Note the beginning of a commit; ``steps`` is the own time of all steps up to ``now``."""
+        self.prepared = None
+        self.steps_before, self.commit_begun = steps, now
+
+    def prepare_commit(self, now: float, steps: float) -> None:
+        """Note that the changes of stores are prepared."""
+        self.steps_prepared, self.prepared = steps, now
+
+    def end_commit(self, now: float, steps: float, *, moved: bool, failed: bool) -> None:
+        """Note the end of a commit, which ``moved`` offsets, or ``failed``, or had nothing to do."""
+        after = self.at(now, steps)
+        self.commit_begun = None
+        if moved:
+            self.commit = after.commit
+            self.prepare = after.prepare
+            self.steps_in_commit = after.steps_in_commit
+        elif failed:
+            self.lost += after.commit - self.commit - (after.steps_in_commit - self.steps_in_commit)
+
+    def end_rewind(self, now: float) -> None:
+        """Note that the input can be read again, or that the worker gives up for now."""
+        begun, self.rewind_begun = self.rewind_begun, None
+        assert begun is not None, "no rewind has begun"
+        self.lost += now - begun
+
+    def at(self, now: float, steps: float) -> Stages:
+        """The same with what is going on now; from any thread."""
+        found = replace(self)
+        if found.commit_begun is not None:
+            prepared, stepped = found.prepared, found.steps_prepared
+            if prepared is None:
+                prepared, stepped = now, steps
+            found.commit += now - found.commit_begun
+            found.prepare += prepared - found.commit_begun
+            found.steps_in_commit += max(0.0, stepped - found.steps_before)
+        if found.rewind_begun is not None:
+            found.lost += now - found.rewind_begun
+        return found
 
 
 class WorkerStatus(NamedTuple):

@@ -27,6 +27,16 @@ class StepTimes:
         self._records = counts.step_records
         self._nested = 0.0
         """How long the measured calls took that the current one has made."""
+        self._current: tuple[str, float] | None = None
+        """The step that is called, and since when."""
+
+    def current(self) -> tuple[str, float] | None:
+        """The step that is called now, and its own time in this call, in seconds; from any thread."""
+        current, nested = self._current, self._nested
+        if current is None:
+            return None
+        step, begun = current
+        return step, max(0.0, perf_counter() - begun - nested)
 
     def counted(self, step: str, forward: Forward, entrance: tuple[list[int], int]) -> Forward:
         """The same function; the records that reach it and its own time are counted for the step.
@@ -53,10 +63,12 @@ class StepTimes:
 
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             outer, self._nested = self._nested, 0.0
-            begun = perf_counter()
+            caller, begun = self._current, perf_counter()
+            self._current = step, begun
             try:
                 call(*args, **kwargs)
             finally:
+                self._current = caller
                 elapsed = perf_counter() - begun
                 seconds[step] += elapsed - self._nested
                 self._nested = outer + elapsed

@@ -192,6 +192,11 @@ class Task:
         )
 
     @property
+    def current_step(self) -> tuple[str, float] | None:
+        """The step that is called now, and its own time in this call, in seconds; from any thread."""
+        return self._times.current()
+
+    @property
     def states(self) -> Mapping[str, State]:
         """Its stores, by name."""
         return self._stores.states

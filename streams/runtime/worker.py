@@ -33,6 +33,7 @@ from streams.runtime.dead_letter_retries import DeadLetterRetries
 from streams.runtime.dead_letters import DeadLetterWatch, FirstFailures, dead_letter_topic
 from streams.runtime.global_tables import GlobalTables
 from streams.runtime.group_start import commit_group_start
+from streams.runtime.key_sample import KeySample
 from streams.runtime.ledger import Outside, WorkerLedger
 from streams.runtime.lost_offsets import LostOffsets
 from streams.runtime.originals import Originals
@@ -282,10 +283,11 @@ class Worker:
         self._source_read = -float("inf")
         """When a batch of a source was last processed."""
 
-        # Read by metrics.
+        # Read by metrics and by the observer.
         self.stages = Stages()
         self._grown: TopicError | None = None
         """Of an input topic that has more partitions now; set by another thread."""
+        self.key_sample = KeySample()
         self.rebalances = Rebalances()
         self.observe_commit: Callable[[float], None] = _ignore
         """Called with the duration of each commit, in seconds."""
@@ -516,7 +518,7 @@ class Worker:
         if not self._transaction.must_rewind and self._commit_due():
             self._commit()
         if self._transaction.must_rewind:
-            self._rewind()
+            self._timed_rewind()
 
     @property
     def unfinished(self) -> bool:
@@ -720,6 +722,8 @@ class Worker:
         return polled
 
     def _process(self, polled: Polled) -> None:
+        if self.key_sample.wanted:
+            self.key_sample.note(polled.fetched)
         assignment = self._assignment
         # A partition that is released and assigned again in between has another progress object.
         work = [
@@ -822,6 +826,7 @@ class Worker:
                 self._write(task)
         except UNFINISHED as error:
             self._transaction.failed(error)
+            self.stages.lost += self._clock() - written
             return
         now = self._clock()
         self.stages.produce += now - written
@@ -958,10 +963,11 @@ class Worker:
         begun = self._clock()
         assert not self._slice.holds_back_commits, "a commit cannot be made in the middle of a slice"  # I1
         self._transaction.begin_commit()
+        self.stages.begin_commit(begun, self._step_seconds())
+        moved = failed = False
         try:
-            stepped = self._step_seconds()
             self._prepare()
-            prepared, stepped = self._clock(), self._step_seconds() - stepped
+            self.stages.prepare_commit(self._clock(), self._step_seconds())
             stopped = (
                 {}
                 if self._switching is None
@@ -976,6 +982,7 @@ class Worker:
             self._transaction.commit(offsets, self._consumer, metadata)
             self._commit_sinks(offsets)
         except UNFINISHED as error:
+            failed = True
             self._transaction.failed(error)
         except Interrupted:
             # A rebalance or a stop interrupted the steps that forward at a commit.
@@ -990,13 +997,11 @@ class Worker:
                 self._retries.committed(retried)
             self._sources.committed()
             self._cleanup.committed(offsets)
-            if offsets:
-                now = self._clock()
-                self.stages.commit += now - begun
-                self.stages.prepare += prepared - begun
-                self.stages.steps_in_commit += stepped
-                self.observe_commit(now - begun)
+            moved = bool(offsets)
+            if moved:
+                self.observe_commit(self._clock() - begun)
         finally:
+            self.stages.end_commit(self._clock(), self._step_seconds(), moved=moved, failed=failed)
             self._sinks.rollback()
             self._transaction.end_commit()
         self._pacing.committed(begun, transaction=self._guarantee.undoes)
@@ -1004,7 +1009,25 @@ class Worker:
             self._retries.commit_delivered()
 
     def _step_seconds(self) -> float:
-        return sum(sum(task.counts.step_seconds.values()) for task in self._assignment.tasks.values())
+        return sum(sum(dict(task.counts.step_seconds).values()) for task in self.tasks.values())
+
+    @property
+    def current_step(self) -> tuple[str, float] | None:
+        """The step that is called now, and its own time in this call, in seconds; from any thread."""
+        for task in list(self._assignment.tasks.values()):
+            if current := task.current_step:
+                return current
+        return None
+
+    @property
+    def stages_now(self) -> Stages:
+        """The time spent, with that of a write, a commit or a rewind that is going on; from any thread."""
+        now, writing = self._clock(), self._transaction.writing
+        current = self.current_step
+        stages = self.stages.at(now, self._step_seconds() + (0.0 if current is None else current[1]))
+        if writing is not None and stages.commit_begun is None:
+            stages.produce += now - writing[1]
+        return stages
 
     def _prepare(self) -> None:
         """Let tasks forward and encode their changes, and write these."""
@@ -1147,6 +1170,13 @@ class Worker:
             self._finishes_by = min(self._clock(), self._stop_by) + self._settings.shutdown_timeout / 5
             time.sleep(SOURCE_SECONDS)
             self._serve()
+
+    def _timed_rewind(self) -> None:
+        self.stages.rewind_begun = self._clock()
+        try:
+            self._rewind()
+        finally:
+            self.stages.end_rewind(self._clock())
 
     def _rewind(self) -> None:
         """Discard the uncommitted work and read the input again from the committed offsets."""

@@ -12,6 +12,7 @@ from streams import App, Text
 
 PREFIX = os.environ["COPY_PREFIX"]
 SLOW_SECONDS = float(os.environ.get("COPY_SLOW_SECONDS", "0"))
+SPIN_SECONDS = float(os.environ.get("COPY_SPIN", "0"))
 ON_ERROR = eval(os.environ.get("COPY_ON_ERROR", "streams.fail"), {"streams": streams})
 SUBSCRIPTION = os.environ.get("COPY_PATTERN")
 
@@ -19,6 +20,10 @@ app = App(f"{PREFIX}-copy")
 
 
 def work(value: str) -> str:
+    if SPIN_SECONDS:
+        until = time.perf_counter() + SPIN_SECONDS
+        while time.perf_counter() < until:
+            pass
     if SLOW_SECONDS:
         time.sleep(SLOW_SECONDS)
     if value.startswith("hang"):

@@ -108,6 +108,7 @@ def test_what_waited_before_the_worker_began_has_its_own_time(copy: Copy) -> Non
     shown = reported.command()
     assert "copy: " in shown
     assert "of the worker's time" in shown
+    assert "1 worker runs" in shown
     (cause, *_) = busy["bottlenecks"]
     assert cause["cause"] == "step"
     assert cause["share"] > 0.7
@@ -130,6 +131,11 @@ def test_a_partition_with_most_records_is_named(copy: Copy) -> None:
     busy = reported.wait_for(
         lambda found: any(item["cause"] == "partition" for item in found["bottlenecks"]), "it is named"
     )
+    wanted = reported.wait_for(lambda found: found["workers_wanted"] is not None, "what it needs is known")
+    assert 0 < wanted["workers_useful"] <= wanted["workers_wanted"]
+    shown = reported.command()
+    assert " wanted, " in shown
+    assert " useful" in shown
     named = next(item for item in busy["bottlenecks"] if item["cause"] == "partition")
     assert named["subject"] == f"{copy.input}-2"
     assert named["share"] > 0.9

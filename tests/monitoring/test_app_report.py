@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from streams.monitoring.app_report import put_together
-from streams.monitoring.worker_report import BottleneckStatus, PartitionStatus, WorkerReport
+from streams.monitoring.worker_report import BottleneckStatus, PartitionStatus, TaskStatus, WorkerReport
 from streams.records import TopicPartition
 
 PLACES = [TopicPartition("in", number) for number in range(4)]
@@ -119,3 +119,53 @@ def test_a_hot_partition_is_found_over_all_workers():
     }
     (sentence,) = put_together("shop", reports, PLACES).bottlenecks
     assert sentence.startswith("partition in-0 gets 90% of the records of in, which has 4")
+
+
+def test_lag_in_one_partition_makes_it_hot_while_nothing_arrives():
+    items = [partition(number, arrival_rate=0.0, lag=5 if number else 985) for number in range(4)]
+    (sentence,) = put_together("shop", {"a": worker("a", *items)}, PLACES).bottlenecks
+    assert sentence.startswith("partition in-0 gets 98% of the records of in, which has 4")
+
+
+def test_a_few_records_make_no_partition_hot():
+    items = [
+        partition(number, arrival_rate=0.0 if number else 0.2, lag=0 if number else 9) for number in range(4)
+    ]
+    assert put_together("shop", {"a": worker("a", *items)}, PLACES).bottlenecks == []
+
+
+def test_workers_that_are_wanted_are_summed_before_they_are_rounded():
+    reports = {
+        "a": worker("a", workers_wanted=1.2, workers_useful=0.5),
+        "b": worker("b", workers_wanted=1.2, workers_useful=0.4),
+    }
+    found = put_together("shop", reports, [])
+    assert (found.wanted, found.useful) == (3, 1)
+    assert put_together("shop", {**reports, "c": None}, []).wanted is None
+    assert put_together("shop", {**reports, "c": worker("c")}, []).wanted is None
+
+
+def test_an_app_without_records_wants_one_worker():
+    found = put_together("shop", {"a": worker("a", workers_wanted=0.0, workers_useful=0.0)}, [])
+    assert (found.wanted, found.useful) == (1, 1)
+
+
+def test_the_task_that_needs_most_is_the_one_with_most_records_times_what_one_takes():
+    def task(number: int, records: int, seconds: float) -> TaskStatus:
+        return TaskStatus(
+            task=f"0_{number}",
+            records=records,
+            seconds=seconds,
+            stream_time=None,
+            restored=None,
+            to_restore=None,
+        )
+
+    # The first has been there for longer.
+    report = worker(
+        "a",
+        partition(0, arrival_rate=1.0),
+        partition(1, arrival_rate=50.0),
+        tasks=[task(0, 1_000, 10.0), task(1, 100, 1.0)],
+    )
+    assert put_together("shop", {"a": report}, []).largest_task == "0_1"

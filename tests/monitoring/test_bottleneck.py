@@ -77,6 +77,15 @@ def test_a_cause_is_named_soon_and_forgotten_soon():
     assert course.run(20, enrich=0.1).named is None
 
 
+def test_a_share_that_varies_around_the_bound_does_not_come_and_go():
+    course = Course().run(30, broker=0.75)
+    for _ in range(5):
+        assert course.run(10, broker=0.6).named == (Cause.BROKER, "broker")
+        assert course.run(10, broker=0.75).named == (Cause.BROKER, "broker")
+    assert course.run(20, broker=0.5).named is None
+    assert course.run(20, broker=0.65).named is None
+
+
 def test_another_cause_takes_the_place_of_the_first():
     course = Course().run(60, enrich=0.9)
     assert course.run(20, broker=0.9).named == (Cause.BROKER, "broker")
@@ -98,10 +107,15 @@ def test_a_partition_with_most_of_the_records_is_named():
 
 
 @pytest.mark.parametrize(
-    "arrived", [(100, 100, 100, 100), (100, 90), (900, 100), (0, 0, 0), (40, 30, 20, 10), ()]
+    "arrived", [(100, 100, 100, 100), (100, 90), (700, 300), (900,), (0, 0, 0), (40, 30, 20, 10), ()]
 )
 def test_partitions_that_share_the_records_are_not_named(arrived):
     assert hot_partition(places(*arrived)) == []
+
+
+def test_one_of_two_partitions_must_have_far_more_than_half():
+    (found,) = hot_partition(places(900, 100))
+    assert (found.subject, found.share) == ("in-0", 0.9)
 
 
 def test_what_idle_workers_wait_for_is_named():
@@ -120,3 +134,11 @@ def test_what_idle_workers_wait_for_is_named():
     ]
     assert "offset 7 of in-0" in found[2].sentence
     assert "other-0" in found[3].sentence
+
+
+def test_of_many_partitions_with_the_same_cause_a_few_are_named():
+    hidden = {TopicPartition("in", number): 7 for number in range(200)}
+    found = of_waiting(open_transactions=hidden, held_back={}, problems={}, retrying=None)
+    assert [item.subject for item in found] == ["in-0", "in-1", "in-2"]
+    assert found[2].sentence.endswith("(and so in 197 more partitions)")
+    assert "more partitions" not in found[0].sentence

@@ -17,7 +17,9 @@ from streams.broker.kafka.writer import KafkaWriter
 from streams.errors import BrokerError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from streams.broker.throttling import Throttled
 
 __all__ = ["KafkaAdmin", "KafkaAppender", "KafkaBroker", "KafkaConsumer", "KafkaProducer", "KafkaWriter"]
 
@@ -207,6 +209,9 @@ class KafkaBroker:
         # Shorter than the time-outs of this client's requests, so that a dead connection is replaced in time.
         quick = {"socket.connection.setup.timeout.ms": 2_000, "socket.timeout.ms": 2_500}
         return KafkaAdmin(_reconnecting(self._settings | quick), self._factory)
+
+    def throttled(self) -> Sequence[Throttled]:
+        return self._factory.throttle_times.read()
 
     def _topic_settings(self, topic: str) -> Mapping[str, str]:
         admin = self.admin()

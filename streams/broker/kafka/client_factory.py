@@ -6,17 +6,19 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from streams.broker.kafka.client_log import ClientLog
 from streams.broker.kafka.client_settings import unusable
 from streams.broker.kafka.errors import REJECTED, classify
+from streams.broker.kafka.throttle_times import ThrottleTimes
 from streams.errors import BrokerError, BrokerUnreachable, NotAuthenticated, Right
 from streams.redaction import scrub, secrets_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from streams.broker.throttling import Role
     from streams.errors import ConfigurationError
 
 Settings = dict[str, Any]
@@ -27,6 +29,9 @@ REQUEST_SECONDS: Final = 10.0
 """The time-out of a request to the cluster, after which the broker counts as unreachable."""
 
 log = logging.getLogger("streams.librdkafka")
+
+ROLES: Final[Mapping[object, Role]] = {Consumer: "consumer", Producer: "producer"}
+"""The clients that quotas hold back."""
 
 
 class ClientFactory:
@@ -41,6 +46,7 @@ class ClientFactory:
         """Whether TLS and authentication are configured: a broker cannot require more."""
         self.has_answered = False
         """Whether the cluster has answered any client: later authentication errors may be temporary."""
+        self.throttle_times = ThrottleTimes()
         self._client_log = ClientLog()
         self._secrets = set[str]().union(*map(secrets_in, settings))
 
@@ -63,6 +69,9 @@ class ClientFactory:
         for name in ("stats_cb", "throttle_cb"):
             if callable(settings.get(name)):
                 settings = settings | {name: partial(self._call_back, name, settings[name])}
+        if role := ROLES.get(kind):
+            given = settings.get("throttle_cb")
+            settings = settings | {"throttle_cb": self.throttle_times.callback(role, given)}
         try:
             return kind(settings)
         except KafkaException as error:

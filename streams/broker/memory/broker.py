@@ -16,10 +16,11 @@ from streams.broker.memory.producer import MemoryProducer
 from streams.broker.memory.topic import MemoryTopic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from streams.broker import Consumer, GroupSettings, Isolation
     from streams.broker.memory.cluster import Step
+    from streams.broker.throttling import Throttled
     from streams.records import TopicPartition
 
 LARGEST_RECORD = 60_000_000
@@ -74,6 +75,10 @@ class MemoryBroker:
 
     def admin(self) -> MemoryAdmin:
         return MemoryAdmin(self._cluster)
+
+    def throttled(self) -> Sequence[Throttled]:
+        # There are no quotas in memory.
+        return ()
 
     def expire(self, consumer: Consumer) -> None:
         """End the consumer's session as if its process were dead or frozen: others get its partitions.
