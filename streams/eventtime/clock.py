@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from operator import sub
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,6 +65,19 @@ class StreamClock:
             self._times = dict(zip(observed.rows, running, strict=True))
         times = self._times
         return [times[row] for row in batch.rows]
+
+    def most_behind(self) -> int | None:
+        """How far any row of the current observed batch is behind the stream time after it, at most.
+
+        ``None`` without such a batch. Looks at the whole column, where ``times`` looks at each row.
+        """
+        observed = self._batch
+        if observed is None:
+            return None
+        times = observed.timestamps
+        running = accumulate(times, max, initial=self._seen[id(observed)][1])
+        next(running)
+        return max(map(sub, running, times), default=0)
 
     def advance(self, time: int) -> None:
         """Advance stream time without a record, e.g. to close idle windows."""

@@ -129,7 +129,7 @@ class _Windowing:
         # The oldest window of the earliest record: if it is open, no record is late.
         oldest = max(0, (earliest - self._size) // advance * advance + advance)
         floors: Sequence[int] | None = None
-        if oldest + lasts <= self._clock.time:
+        if oldest + lasts <= self._clock.time and not self._within_grace():
             floors = [time - lasts for time in self._clock.times(batch)]
             batch, floors = self._without_late(batch, floors)
             if not len(batch):
@@ -253,6 +253,14 @@ class _Windowing:
         latest = time - time % self._advance
         starts = range(latest, max(-1, time - self._size), -self._advance)
         return [start for start in starts if start >= 0]
+
+    def _within_grace(self) -> bool:
+        """Whether all windows of each row are open for it, as no row is behind by more than the grace.
+
+        So it is for most batches that are long enough for windows to close in them.
+        """
+        behind = self._clock.most_behind()
+        return behind is not None and behind <= self._lasts - self._size
 
     def _without_late(
         self, batch: Batch[Any, Any], floors: Sequence[int]

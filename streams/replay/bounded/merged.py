@@ -7,13 +7,16 @@ from itertools import accumulate, chain
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
-from streams.replay.bounded.rows import SpooledRows
+from streams.replay.bounded.rows import SpooledRows, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-LANE_ROWS: Final = 10_000
-"""How many records of each task wait in memory, about."""
+WAITING_ROWS: Final = 40_000
+"""How many records of all tasks wait in memory, about."""
+
+WAITING_BYTES: Final = 40_000_000
+"""How many bytes these have at most, but for a frame of each task."""
 
 
 class _Lane:
@@ -27,25 +30,29 @@ class _Lane:
         self.rank = rank
         self._pieces = pieces
         self._highest = -1
+        self._bytes = 0
         self.exhausted = False
         self.rows: list[SpooledRows] = []
         self.times: list[int] = []
 
-    def fill(self) -> None:
-        while not self.exhausted and len(self.times) < LANE_ROWS:
+    def fill(self, rows: float, bytes_: float) -> None:
+        """Read until so many records wait, or ones of so many bytes."""
+        while not self.exhausted and len(self.times) < rows and (not self.times or self._bytes < bytes_):
             piece = next(self._pieces, None)
             if piece is None:
                 self.exhausted = True
             else:
                 self.rows.append(piece)
+                self._bytes += piece.payload_bytes
                 self.times += list(accumulate(piece.timestamps, max, initial=self._highest))[1:]
                 self._highest = self.times[-1]
 
     def take(self, count: int) -> SpooledRows:
         """Remove the first records."""
-        together = _joined(self.rows)
-        taken, left = _cut(together, 0, count), _cut(together, count, len(together))
+        together = joined(self.rows)
+        taken, left = together.cut(0, count), together.cut(count, len(together))
         self.rows = [left] if len(left) else []
+        self._bytes -= taken.payload_bytes
         self.times = self.times[count:]
         return taken
 
@@ -58,7 +65,7 @@ def merged(streams: Sequence[Iterator[SpooledRows]]) -> Iterator[SpooledRows]:
     lanes = [_Lane(rank, pieces) for rank, pieces in enumerate(streams)]
     while True:
         for lane in lanes:
-            lane.fill()
+            lane.fill(WAITING_ROWS / len(lanes), WAITING_BYTES / len(lanes))
         lanes = [lane for lane in lanes if lane.times]
         if not lanes:
             return
@@ -68,7 +75,7 @@ def merged(streams: Sequence[Iterator[SpooledRows]]) -> Iterator[SpooledRows]:
             count = len(lane.times) if bound is None else _until(lane, *bound)
             times.append(lane.times[:count])
             pieces.append(lane.take(count))
-        together = _joined(pieces)
+        together = joined(pieces)
         if sum(map(bool, times)) > 1:
             order = list(chain.from_iterable(times))
             together = _at(together, sorted(range(len(order)), key=order.__getitem__))
@@ -78,24 +85,6 @@ def merged(streams: Sequence[Iterator[SpooledRows]]) -> Iterator[SpooledRows]:
 def _until(lane: _Lane, time: int, rank: int) -> int:
     """How many of its records are not after that time in the stream of that rank."""
     return (bisect_right if lane.rank <= rank else bisect_left)(lane.times, time)
-
-
-def _joined(pieces: Sequence[SpooledRows]) -> SpooledRows:
-    if len(pieces) == 1:
-        return pieces[0]
-    headers = [piece.headers or [None] * len(piece) for piece in pieces]
-    partitions = [piece.partitions or [None] * len(piece) for piece in pieces]
-    return SpooledRows(
-        [*chain.from_iterable(piece.keys for piece in pieces)],
-        [*chain.from_iterable(piece.values for piece in pieces)],
-        [*chain.from_iterable(piece.timestamps for piece in pieces)],
-        [*chain.from_iterable(headers)] if any(piece.headers for piece in pieces) else None,
-        [*chain.from_iterable(partitions)] if any(piece.partitions for piece in pieces) else None,
-    )
-
-
-def _cut(rows: SpooledRows, start: int, stop: int) -> SpooledRows:
-    return SpooledRows(*(None if column is None else column[start:stop] for column in rows))  # type: ignore[arg-type]  # columns stay columns
 
 
 def _at(rows: SpooledRows, order: Sequence[int]) -> SpooledRows:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
 from streams.records import Output, TopicPartition
 from streams.replay.bounded.merged import merged
 from streams.replay.bounded.range_reader import read_range
 from streams.replay.bounded.spool import SpoolFile, read_spool, spooled, task_file
-from streams.replay.bounded.unit import SLICE_RECORDS, as_slices
+from streams.replay.bounded.unit import as_slices
 from streams.replay.plain_values import PlainValues
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streams.broker import Broker
-    from streams.records import FetchedLists
+    from streams.records import Fetched
     from streams.replay.bounded.plan import RunPlan
     from streams.replay.bounded.sink_effects import SinkEffects
     from streams.replay.bounded.spool import Phase
@@ -55,19 +55,18 @@ class PhaseInputs:
         self._within = within
         self._phase = phase
         self._throttle = throttle
-        self._open: list[Iterator[FetchedLists]] = []
+        self._open: list[Iterator[Fetched]] = []
 
-    def of_task(self, task: TaskId) -> dict[TopicPartition, Iterator[FetchedLists]]:
-        """The input partitions of a task, each in pieces of ``SLICE_RECORDS`` at most."""
+    def of_task(self, task: TaskId, size: int) -> dict[TopicPartition, Iterator[Fetched]]:
+        """The input partitions of a task, each in pieces of ``size`` records at most."""
         part = self._topology.subtopologies[task.subtopology]
-        found: dict[TopicPartition, Iterator[FetchedLists]] = {}
+        found: dict[TopicPartition, Iterator[Fetched]] = {}
         for topic, count in self._plan.partitions.items():
             if not part.reads(topic) or task.partition >= count or topic in self._within:
                 continue
             place = TopicPartition(topic, task.partition)
-            found[place] = (
-                self._from_spool(place) if topic in self._topology.repartitions else self._from_log(place)
-            )
+            internal = topic in self._topology.repartitions
+            found[place] = self._from_spool(place, size) if internal else self._from_log(place, size)
         self._open += found.values()
         return found
 
@@ -76,15 +75,15 @@ class PhaseInputs:
         for reader in self._open:
             reader.close()  # type: ignore[attr-defined]  # generators
 
-    def _from_log(self, place: TopicPartition) -> Iterator[FetchedLists]:
+    def _from_log(self, place: TopicPartition, size: int) -> Iterator[Fetched]:
         start, begin, end = self._plan.bounds.partitions[place]
         first, last = (start, begin) if self._phase == "warmup" else (begin, end)
-        yield from read_range(self._broker, place, first, last, size=SLICE_RECORDS, throttle=self._throttle)
+        yield from read_range(self._broker, place, first, last, size=size, throttle=self._throttle)
 
-    def _from_spool(self, place: TopicPartition) -> Iterator[FetchedLists]:
+    def _from_spool(self, place: TopicPartition, size: int) -> Iterator[Fetched]:
         folder = self._plan.spool.internal(self._phase, place)
         rows = merged([read_spool(path) for path in spooled(folder)])
-        yield from as_slices(rows, place, RANGE_OFFSET if self._phase == "range" else 0)
+        yield from as_slices(rows, place, RANGE_OFFSET if self._phase == "range" else 0, size)
 
 
 class PhaseResults:
@@ -103,9 +102,9 @@ class PhaseResults:
 
     def internal(self, output: Output, partitions: Sequence[int], task: TaskId) -> None:
         """Keep rows of a repartition topic for a later stage; ``partitions`` has one number for each."""
-        rows: dict[int, list[int]] = {}
+        rows: defaultdict[int, list[int]] = defaultdict(list)
         for row, number in enumerate(partitions):
-            rows.setdefault(number, []).append(row)
+            rows[number].append(row)
         for number, own in rows.items():
             folder = self._plan.spool.internal(self._phase, TopicPartition(output.topic, number))
             self._file(folder, task).append(_select(output, own))
@@ -115,9 +114,8 @@ class PhaseResults:
         if self._phase == "warmup":
             return
         count = self._plan.outputs.get(output.topic) or max(self._plan.outputs.values(), default=1)
-        self._file(self._plan.spool.results(output.topic), task).append(
-            output, keyless=task.partition % count
-        )
+        file = self._file(self._plan.spool.results(output.topic), task, count)
+        file.append(output, keyless=task.partition % count)
         self.written[output.topic] += len(output)
 
     def delivered(self, task: Task) -> None:
@@ -145,11 +143,11 @@ class PhaseResults:
         for file in self._files.values():
             file.close()
 
-    def _file(self, folder: Path, task: TaskId) -> SpoolFile:
+    def _file(self, folder: Path, task: TaskId, partitions: int | None = None) -> SpoolFile:
         path = folder / task_file(task)
         file = self._files.get(path)
         if file is None:
-            file = self._files[path] = SpoolFile(path)
+            file = self._files[path] = SpoolFile(path, partitions)
         return file
 
 

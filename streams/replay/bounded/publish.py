@@ -100,37 +100,40 @@ def write_results(
 ) -> dict[str, int]:
     """Write what the run has for these topics, of which the partition counts are given.
 
-    Rows of all tasks come by event time, so that each partition has the same records in the same order
-    whenever the run is repeated. ``progress`` gets the number written so far. Returns the numbers of records
-    by topic.
+    In each partition the rows of all tasks come by event time, so that it has the same records in the same
+    order whenever the run is repeated. ``progress`` gets the number written so far. Returns the numbers of
+    records by topic.
     """
     written = dict.fromkeys(topics, 0)
     producer = broker.producer()
     try:
         for topic, count in topics.items():
             since = 0
-            for rows in spool.read_results(topic):
-                producer.produce(_output(rows, result_topic(topic, run), count))
-                written[topic] += len(rows)
-                since += len(rows)
-                progress(sum(written.values()))
-                if since >= FLUSH_ROWS:
-                    producer.flush(FLUSH_SECONDS)
-                    since = 0
+            for only, pieces in spool.read_apart(topic):
+                for rows in pieces:
+                    producer.produce(_output(rows, result_topic(topic, run), count, only))
+                    written[topic] += len(rows)
+                    since += len(rows)
+                    progress(sum(written.values()))
+                    if since >= FLUSH_ROWS:
+                        producer.flush(FLUSH_SECONDS)
+                        since = 0
             producer.flush(FLUSH_SECONDS)
     finally:
         producer.close()
     return written
 
 
-def _output(rows: SpooledRows, topic: str, count: int) -> Output:
-    partitions = rows.partitions
+def _output(rows: SpooledRows, topic: str, count: int, only: int | None) -> Output:
+    """Rows for a topic with so many partitions, of which they all are for ``only`` one, if it is given."""
+    partitions = rows.partitions if only is None else None
     return Output(
         topic,
         rows.keys,
         rows.values,
         rows.timestamps,
         rows.headers,
+        partition=only,
         partitions=None
         if partitions is None
         else [

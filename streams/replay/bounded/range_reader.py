@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from streams.broker import GroupSettings
 from streams.errors import BrokerError, TopicError
 from streams.events import Event, get_logger
-from streams.records import FetchedLists, TopicPartition
+from streams.records import total_bytes
+from streams.replay.bounded.joined import JoinedFetched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streams.broker import Broker, Consumer
-    from streams.records import Fetched, Headers
+    from streams.records import Fetched, TopicPartition
     from streams.replay.bounded.throttle import Throttle
 
 POLL_RECORDS: Final = 5_000
 POLL_SECONDS: Final = 0.2
 SILENCE_SECONDS: Final = 60.0
 """How long no record may arrive before the end of the range."""
+
+PIECE_BYTES: Final = 16_000_000
+"""A piece has no more records after the one with which its keys and values have so many bytes."""
 
 
 def read_range(
@@ -32,28 +37,25 @@ def read_range(
     size: int,
     throttle: Throttle,
     group: str = "streams-replay",
-) -> Iterator[FetchedLists]:
+) -> Iterator[Fetched]:
     """The committed records with ``start <= offset < end``, in pieces of ``size``, the last one smaller.
 
-    A range may end with transaction markers or aborted records, which are never delivered. Raises
-    ``TopicError`` if the log no longer has the range, and ``BrokerError`` if nothing arrives for a minute,
-    e.g. because a transaction before its end stays open.
+    Those of large records are smaller too, see ``PIECE_BYTES``. A range may end with transaction markers or
+    aborted records, which are never delivered. Raises ``TopicError`` if the log no longer has the range, and
+    ``BrokerError`` if nothing arrives for a minute, e.g. because a transaction before its end stays open.
     """
     if start >= end:
         return
     consumer = broker.consumer(
         GroupSettings(group=group, isolation="read_committed", protocol="classic", reports_out_of_range=True)
     )
-    columns = _Columns(partition)
+    waiting = _Waiting(size)
     try:
         consumer.assign({partition: start})
         for fetched in _until(consumer, partition, start, end):
             throttle.spend(fetched)
-            columns.add(fetched)
-            while len(columns) >= size:
-                yield columns.take(size)
-        if len(columns):
-            yield columns.take(len(columns))
+            yield from waiting.add(fetched)
+        yield from waiting.rest()
     finally:
         consumer.close()
 
@@ -100,38 +102,53 @@ def _before(fetched: Fetched, end: int) -> Fetched:
     return fetched.slice(0, next(row for row, offset in enumerate(offsets) if offset >= end))
 
 
-class _Columns:
-    """Records of one partition that wait until there are enough of them."""
+class _Waiting:
+    """Records of one partition that wait until there are enough for a piece.
 
-    def __init__(self, partition: TopicPartition) -> None:
-        self._partition = partition
-        self._keys: list[bytes | None] = []
-        self._values: list[bytes | None] = []
-        self._timestamps: list[int] = []
-        self._offsets: list[int] = []
-        self._headers: list[Headers | None] = []
+    Where pieces end depends on the records alone: after ``size`` of them, or after the one with which
+    ``PIECE_BYTES`` are reached.
+    """
 
-    def __len__(self) -> int:
-        return len(self._offsets)
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._parts: list[Fetched] = []
+        self._rows = 0
+        self._bytes = 0
+        """Of keys and values."""
 
-    def add(self, fetched: Fetched) -> None:
-        self._keys += fetched.keys()
-        self._values += fetched.values()
-        self._timestamps += fetched.timestamps()
-        self._offsets += fetched.offsets()
-        self._headers += fetched.headers() or [None] * len(fetched)
+    def add(self, fetched: Fetched) -> Iterator[Fetched]:
+        """Append records, and return the pieces that are now complete."""
+        # Its columns are read here and by the task.
+        fetched = JoinedFetched([fetched])
+        while len(fetched):
+            bytes_ = total_bytes(fetched.keys()) + total_bytes(fetched.values())
+            rows, left = len(fetched), PIECE_BYTES - self._bytes
+            if self._rows + rows < self._size and bytes_ < left:
+                self._append(fetched, bytes_)
+                return
+            stop = min(rows, self._size - self._rows)
+            if bytes_ >= left:
+                stop = min(stop, _rows_of(fetched, left))
+            self._append(fetched.slice(0, stop), 0)
+            yield from self.rest()
+            fetched = fetched.slice(stop, rows)
 
-    def take(self, count: int) -> FetchedLists:
-        headers = self._headers[:count]
-        taken = FetchedLists(
-            self._partition.topic,
-            self._partition.partition,
-            self._keys[:count],
-            self._values[:count],
-            self._timestamps[:count],
-            self._offsets[:count],
-            headers if any(headers) else None,
-        )
-        for column in (self._keys, self._values, self._timestamps, self._offsets, self._headers):
-            del column[:count]
-        return taken
+    def rest(self) -> Iterator[Fetched]:
+        """The records that wait, as the last piece."""
+        if self._parts:
+            parts, self._parts, self._rows, self._bytes = self._parts, [], 0, 0
+            yield parts[0] if len(parts) == 1 else JoinedFetched(parts)
+
+    def _append(self, fetched: Fetched, bytes_: int) -> None:
+        self._parts.append(fetched)
+        self._rows += len(fetched)
+        self._bytes += bytes_
+
+
+def _rows_of(fetched: Fetched, bytes_: int) -> int:
+    """The number of first records whose keys and values have so many bytes together; all have more."""
+    sizes = [
+        len(key or b"") + len(value or b"")
+        for key, value in zip(fetched.keys(), fetched.values(), strict=True)
+    ]
+    return next(row for row, size in enumerate(accumulate(sizes), 1) if size >= bytes_)

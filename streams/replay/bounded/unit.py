@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from streams.eventtime.merge import InputQueue
 from streams.partitioning import partition_for
 from streams.records import FetchedLists, Output, TopicPartition
+from streams.replay.bounded.range_reader import PIECE_BYTES
+from streams.replay.bounded.rows import resized
 from streams.runtime.dead_letters import FirstFailures
 from streams.runtime.task import Task, TaskId
 from streams.state.changelog import Checkpoint
@@ -25,9 +27,23 @@ if TYPE_CHECKING:
     from streams.state.store import Databases
     from streams.topology.graph import Subtopology
 
-SLICE_RECORDS: Final = 2_000
-COMMIT_RECORDS: Final = 20_000
-"""After how many records of its input a task commits: its aggregates forward their updates then."""
+SLICE_RECORDS: Final = 20_000
+"""The size of slices: the more records, the more of them have the same key, and share its work."""
+
+PASSED_RECORDS: Final = 2_000
+"""The size of slices of tasks that feed each other: they see each other's results after each slice."""
+
+TAKEN_RECORDS: Final = 20_000
+"""After how many records of its input a task's outputs are taken, and timers on the wall clock run."""
+
+COMMIT_RECORDS: Final = 100_000
+"""After how many records of its input a task commits: its aggregates forward their updates then.
+
+About as many as a worker that catches up processes in the time of its commit interval.
+"""
+
+COMMIT_ENTRIES: Final = 50_000
+"""A task commits sooner when so many entries of its stores have changed, as these are in memory."""
 
 PLACED_KEYS: Final = 200_000
 """Of how many keys the partition is remembered."""
@@ -36,8 +52,8 @@ PLACED_KEYS: Final = 200_000
 class Inputs(Protocol):
     """What tasks read in one phase of the run."""
 
-    def of_task(self, task: TaskId) -> Mapping[TopicPartition, Iterator[FetchedLists]]:
-        """The input partitions of a task, each in pieces of ``SLICE_RECORDS``."""
+    def of_task(self, task: TaskId, size: int) -> Mapping[TopicPartition, Iterator[Fetched]]:
+        """The input partitions of a task, each in pieces of ``size`` records at most."""
 
 
 class Results(Protocol):
@@ -65,10 +81,14 @@ class UnitCounts:
 
 
 class ReplayRuntime:
-    """The runtime of the unit's tasks: their wall clock is the newest record's time, so runs are equal."""
+    """The runtime of the unit's tasks: their wall clock is the newest record's time, so runs are equal.
 
-    def __init__(self) -> None:
+    ``look`` is called now and then while a slice takes long; it raises to end the run.
+    """
+
+    def __init__(self, look: Callable[[], None] = lambda: None) -> None:
         self.now = 0
+        self._look = look
 
     @property
     def inline(self) -> bool:
@@ -81,10 +101,12 @@ class ReplayRuntime:
         return time.monotonic()
 
     def keep_alive(self) -> None:
-        """There is no group."""
+        # There is no group, but the run may have been stopped.
+        self._look()
 
     def wait(self, seconds: float, step: str, error: Exception) -> None:  # noqa: ARG002 - only time matters
         time.sleep(seconds)
+        self._look()
 
     def attend(self, calls: Calls) -> None:
         calls.wait(None)
@@ -115,13 +137,16 @@ class Unit:
         internal: Collection[str],
         progress: Callable[[int], None],
     ) -> None:
-        self._runtime = ReplayRuntime()
+        self._runtime = ReplayRuntime(lambda: progress(0))
         self._parts = parts
         self._partitions = partitions
         self._within = within
         self._internal = internal
         self._progress = progress
-        self._places: dict[tuple[bytes, int], int] = {}
+        self._size = PASSED_RECORDS if within else SLICE_RECORDS
+        self._places: dict[int, dict[bytes, int]] = {}
+        """The partition of each key, by the topic's partition count."""
+        self._since_taken: Counter[TaskId] = Counter()
         self._since_commit: Counter[TaskId] = Counter()
         self._offsets: Counter[TopicPartition] = Counter()
         self.counts = UnitCounts()
@@ -145,7 +170,9 @@ class Unit:
     def run(self, inputs: Inputs, results: Results) -> None:
         """Process all inputs of one phase, and commit."""
         lanes = {
-            identifier: _Lanes(task, self._parts[identifier.subtopology], inputs.of_task(identifier))
+            identifier: _Lanes(
+                task, self._parts[identifier.subtopology], inputs.of_task(identifier, self._size), self._size
+            )
             for identifier, task in self._tasks.items()
         }
         while lanes:
@@ -173,23 +200,35 @@ class Unit:
         newest = max(fetched.timestamps())
         self._runtime.now = max(self._runtime.now, newest)
         task.process(fetched)
+        self._since_taken[task.id] += len(fetched)
         self._since_commit[task.id] += len(fetched)
         # Tasks that feed each other see each other's results at once, as far as one process can.
-        if self._within or self._since_commit[task.id] >= COMMIT_RECORDS:
+        if self._within:
             self._commit(task, results)
+        elif self._since_taken[task.id] >= TAKEN_RECORDS:
+            if self._since_commit[task.id] >= COMMIT_RECORDS or task.dirty >= COMMIT_ENTRIES:
+                self._commit(task, results)
+            else:
+                for output in self._taken(task, results):
+                    self._write(task, output, results)
 
     def _commit(self, task: Task, results: Results) -> None:
         self._since_commit[task.id] = 0
-        if task.stateful:
-            task.punctuate()
-        results.delivered(task)
-        outputs = task.take()
+        outputs = self._taken(task, results)
         task.prepare()
         outputs += task.take()
         task.take_changelog()
         task.committed()
         for output in outputs:
             self._write(task, output, results)
+
+    def _taken(self, task: Task, results: Results) -> list[Output]:
+        """What the task has written, with timers that are due."""
+        self._since_taken[task.id] = 0
+        if task.stateful:
+            task.punctuate()
+        results.delivered(task)
+        return task.take()
 
     def _write(self, task: Task, output: Output, results: Results) -> None:
         if output.topic in self._within:
@@ -234,28 +273,27 @@ class Unit:
         count = self._partitions[output.topic]
         if output.partition is not None:
             return [output.partition] * len(output)
-        places = self._places
+        places = self._places.setdefault(count, {})
+        keys = output.keys
+        try:
+            return list(map(places.__getitem__, keys))  # type: ignore[arg-type]  # none of them is None
+        except KeyError:
+            pass
         if len(places) > PLACED_KEYS:
             places.clear()
-        found = []
-        for key in output.keys:
-            if key is None:
-                found.append(task.id.partition % count)
-                continue
-            place = places.get((key, count))
-            if place is None:
-                place = places[key, count] = partition_for(key, count)
-            found.append(place)
-        return found
+        keyless = task.id.partition % count
+        places |= {key: partition_for(key, count) for key in {*keys}.difference(places) if key is not None}
+        return [keyless if key is None else places[key] for key in keys]
 
 
 class _Lanes:
     """The input of a task, merged by event time where it has several partitions."""
 
     def __init__(
-        self, task: Task, part: Subtopology, inputs: Mapping[TopicPartition, Iterator[FetchedLists]]
+        self, task: Task, part: Subtopology, inputs: Mapping[TopicPartition, Iterator[Fetched]], size: int
     ) -> None:
         self._task = task
+        self._size = size
         self._inputs = dict(inputs)
         self._queue = (
             InputQueue({place: part.rank(place.topic) for place in inputs}, task.event_times)
@@ -296,7 +334,7 @@ class _Lanes:
                     break
                 for piece in self._task.timed(fetched):
                     queue.add(piece)
-        return queue.peek(SLICE_RECORDS)
+        return queue.peek(self._size)
 
 
 def _first(lanes: Mapping[TaskId, _Lanes]) -> TaskId:
@@ -306,18 +344,18 @@ def _first(lanes: Mapping[TaskId, _Lanes]) -> TaskId:
     return min(lanes, key=lambda identifier: (lanes[identifier].head(), identifier))
 
 
-def as_slices(rows: Iterator[SpooledRows], place: TopicPartition, offset: int) -> Iterator[FetchedLists]:
-    """Spooled rows as records of a partition, in pieces of ``SLICE_RECORDS`` at most, from an offset on."""
-    for piece in rows:
-        for start in range(0, len(piece), SLICE_RECORDS):
-            stop = min(start + SLICE_RECORDS, len(piece))
-            yield FetchedLists(
-                place.topic,
-                place.partition,
-                piece.keys[start:stop],
-                piece.values[start:stop],
-                piece.timestamps[start:stop],
-                range(offset, offset + stop - start),
-                None if piece.headers is None else piece.headers[start:stop],
-            )
-            offset += stop - start
+def as_slices(
+    rows: Iterator[SpooledRows], place: TopicPartition, offset: int, size: int
+) -> Iterator[FetchedLists]:
+    """Spooled rows as records of a partition, in pieces of ``size`` at most, from an offset on."""
+    for piece in resized(rows, size, PIECE_BYTES):
+        yield FetchedLists(
+            place.topic,
+            place.partition,
+            piece.keys,
+            piece.values,
+            piece.timestamps,
+            range(offset, offset + len(piece)),
+            piece.headers,
+        )
+        offset += len(piece)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from contextlib import closing
@@ -16,8 +17,9 @@ from streams.connectors.files import JsonLinesSource
 from streams.connectors.sqlite import SqliteSink
 from streams.durations import milliseconds
 from streams.errors import BrokerError, ConfigurationError, ProcessingError, TopicError
+from streams.partitioning import partition_for
 from streams.records import Output
-from streams.replay.bounded import publish as publishing, range_reader, run as running
+from streams.replay.bounded import publish as publishing, range_reader, run as running, unit
 from streams.replay.bounded.log import RunLog
 from streams.replay.bounded.run import BoundedRun, RunReport, RunRequest
 from streams.replay.positions import AtOffsets, AtTime, Earliest, Latest
@@ -77,14 +79,28 @@ def run(
 TOPICS = ("seen", "priced", "final", "updates", "divided", "shop-dead-letters")
 
 
-@given(seed=st.integers(0, 999), polled=st.integers(1, 50))
+def sized(patch: pytest.MonkeyPatch, records: int) -> None:
+    """Let slices have so many records, and commits come after two or, with many changes, after one."""
+    for name, value in {
+        "SLICE_RECORDS": records,
+        "TAKEN_RECORDS": records,
+        "COMMIT_RECORDS": 2 * records,
+        "COMMIT_ENTRIES": 40,
+    }.items():
+        patch.setattr(unit, name, value)
+
+
+@given(seed=st.integers(0, 999), polled=st.integers(1, 50), size=st.integers(10, 300))
 @hypothesis_settings(
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_the_same_range_gives_the_same_bytes_however_it_is_polled(tmp_path: Path, seed: int, polled: int):
+def test_the_same_range_gives_the_same_bytes_however_it_is_polled(
+    tmp_path: Path, seed: int, polled: int, size: int
+):
     broker = filled(seed)
-    run(broker, tmp_path, name="one")
     with pytest.MonkeyPatch.context() as patch:
+        sized(patch, size)
+        run(broker, tmp_path, name="one")
         patch.setattr(range_reader, "POLL_RECORDS", polled)
         run(broker, tmp_path, name="two")
     for topic in TOPICS:
@@ -147,6 +163,59 @@ def with_plain_values(records: list[tuple[Any, Any, int]]) -> list[tuple[Any, An
     import msgspec  # noqa: PLC0415 - only here
 
     return [(key, msgspec.to_builtins(value), time) for key, value, time in records]
+
+
+@pytest.mark.parametrize(("entries", "committed"), [(1_000, 90), (1, 30)])
+def test_aggregates_forward_their_updates_after_so_many_records_or_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: int, committed: int
+):
+    monkeypatch.setattr(unit, "SLICE_RECORDS", 30)
+    monkeypatch.setattr(unit, "TAKEN_RECORDS", 30)
+    monkeypatch.setattr(unit, "COMMIT_RECORDS", 90)
+    monkeypatch.setattr(unit, "COMMIT_ENTRIES", entries)
+    app = App("counting", state_store="memory")
+    app.stream("sales", key=Text()).group_by_key().count("counts").to("counts", value=Json())
+    broker = memory_broker({"sales": 1})
+    rows = readings(3, 200, keys=20)
+    send(broker, "sales", rows)
+    run(broker, tmp_path, app=app)
+    expected: list[dict[bytes, int]] = []
+    counts: dict[bytes, int] = {}
+    for first in range(0, len(rows), committed):
+        keys = [key for key, *_ in rows[first : first + committed]]
+        for key in keys:
+            counts[key] = counts.get(key, 0) + 1
+        expected.append({key: counts[key] for key in keys})
+    found = [(row.key, json.loads(row.value or b"")) for row in written(broker, "counts-again")[0]]
+    for updates in expected:
+        assert dict(found[: len(updates)]) == updates
+        del found[: len(updates)]
+    assert not found
+
+
+def test_results_have_the_order_of_event_times_in_each_partition(tmp_path: Path):
+    """Those that keep their key are not merged, as they are for different partitions; the others are."""
+    app = App("moving", state_store="memory")
+    sales = app.stream("sales", key=Text(), value=Json(dict[str, Any]))
+    sales.to("kept", value=Json())
+    sales.key_by(lambda sale: str(sale["size"] % 9)).to("moved", value=Json())
+    broker = memory_broker({"sales": 3})
+    rows = readings(8, 500, late=1)
+    send(broker, "sales", rows)
+    run(broker, tmp_path, app=app)
+    for topic, key_of in {
+        "kept": lambda key, _: key,
+        "moved": lambda _, value: b"%d" % (value["size"] % 9),
+    }.items():
+        found = written(broker, f"{topic}-again")
+        expected: dict[int, list[tuple[bytes, Any]]] = {}
+        # At equal times by task, whose number is that of the input's partition.
+        for key, value, _ in sorted(rows, key=lambda row: (row[2], partition_for(row[0], 3))):
+            own = key_of(key, value)
+            expected.setdefault(partition_for(own, 3), []).append((own, value))
+        assert {
+            number: [(row.key, json.loads(row.value or b"")) for row in own] for number, own in found.items()
+        } == expected
 
 
 def test_the_group_and_the_topics_of_the_app_stay_as_they_are(tmp_path: Path):
