@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from structlog.contextvars import bound_contextvars
-
 from streams.errors import ProcessingError, error_text
+from streams.events import log_fields
 from streams.operators import fan_out
 from streams.operators.source_position import POSITION, STATE
 from streams.records import TopicPartition
@@ -503,7 +502,7 @@ class Task:
     ) -> None:
         """Run the steps, on records of an input partition or without input, completely or not at all."""
         fields = {"task": str(self.id)} | ({} if partition is None else {"partition": str(partition)})
-        with bound_contextvars(**fields):
+        with log_fields(**fields):
             self._run_slice(run, committing=committing)
 
     def _run_slice(self, run: Callable[[], None], *, committing: bool) -> None:
