@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import html
 import os
-import socket
 import textwrap
 import threading
 import time
 from contextlib import ExitStack, closing, nullcontext
-from functools import partial
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack, cast, overload
 
 import msgspec
-import structlog
 
-from streams.alerts.configured import Configured
-from streams.alerts.declared import Alerts
-from streams.alerts.figures import FigureReader, measured_inputs
-from streams.alerts.watch import AlertWatch
 from streams.broker.kafka import KafkaBroker
 from streams.config import load_settings
 from streams.coroutines.awaitables import is_asynchronous, location
@@ -30,30 +24,18 @@ from streams.dsl.flow import Flow, is_untyped
 from streams.dsl.sources import read_global_table, read_stream, read_table
 from streams.dsl.stream import GlobalTable, Stream, Table
 from streams.errors import ConfigurationError, NotAuthorized, StateUnavailable, TopologyError
-from streams.events import Event, get_logger, program_logger
-from streams.jobs.declared import Queue
-from streams.jobs.job import Call
-from streams.jobs.operator import STEP
-from streams.jobs.record import JobEnd
-from streams.jobs.schedule_status import schedule_statuses
+from streams.events import Event, get_logger, log_fields, program_logger
 from streams.local_cluster import running as running_cluster
-from streams.monitoring.metrics import WorkerMetrics
-from streams.monitoring.observer import Observer
 from streams.monitoring.partition_counts import PartitionCounts
 from streams.monitoring.program_metrics import Metrics
 from streams.monitoring.watchdog import Watchdog
-from streams.monitoring.worker_report import history_json, status_json
 from streams.policy import ErrorPolicy, dead_letter
 from streams.process.ownership import own_process as take_process, rare_garbage_collections
 from streams.process.role import is_job_process
 from streams.process.slot import Slot, default_state_dir
 from streams.process.stop import START_SECONDS, StopSignals
 from streams.queries.directory import Replica, Replicas
-from streams.queries.endpoints import StoreRoutes
-from streams.queries.http import JSON, Response, Tls, client_tls, refusal
-from streams.queries.job_routes import DIRECTORY_NAME as JOBS, JobRoutes
 from streams.queries.query import Queries
-from streams.registry_topics import connect_registry
 from streams.runtime.commit import AtLeastOnce, ExactlyOnce
 from streams.runtime.dead_letters import dead_letter_topic
 from streams.runtime.key_placement import check_key_placement
@@ -65,7 +47,6 @@ from streams.runtime.worker import Worker
 from streams.serde import Bytes, Json, Serde, Text
 from streams.state.changelog import changelog_topic
 from streams.state.memory import MemoryDatabases
-from streams.state.rocksdb import RocksDatabases
 from streams.topology.topic_names import ADVICE, topic_name_fault
 from streams.tracing.setting import check_installed, job_spans
 
@@ -73,18 +54,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
     from contextlib import AbstractContextManager
 
+    from structlog.stdlib import BoundLogger
+
+    from streams.alerts.configured import Configured
+    from streams.alerts.declared import Alerts
+    from streams.alerts.watch import AlertWatch
     from streams.broker import Broker
     from streams.config import Settings, SettingsArguments
     from streams.connectors.source import SourceConnector
     from streams.eventtime.windows import Windowed
     from streams.jobs.batch_job import BatchDecorator, BatchOptions
+    from streams.jobs.declared import Queue
     from streams.jobs.handle import Handle
-    from streams.jobs.job import AsyncJob, Job, JobDecorator, JobOptions
+    from streams.jobs.job import AsyncJob, Call, Job, JobDecorator, JobOptions
+    from streams.jobs.record import JobEnd
     from streams.jobs.schedule_rules import Cron, Every
     from streams.jobs.schedule_status import ScheduleStatus
-    from streams.monitoring.watchdog import Stall
-    from streams.queries.directory import Trouble
-    from streams.queries.http import Request
+    from streams.monitoring.observer import Observer
     from streams.runtime.resources import Manager
     from streams.state.store import Databases
     from streams.topology.graph import Topic, Topology
@@ -95,9 +81,6 @@ T = TypeVar("T")
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-PUBLIC_ROUTES = ("/healthz", "/readyz")
-"""Routes that need no token: probes of orchestrators have none, and the responses reveal only a state."""
 
 STOP_LOOK_SECONDS = 0.1
 """Seconds between checks of whether the program has set ``stop``, or the run has ended."""
@@ -137,11 +120,8 @@ class App:
                 f"App({name!r}): on_error takes a policy, got {on_error!r:.80}",
                 hint="fail, dead_letter, skip or retry(…)",
             )
-        given: object = alerts
-        if given is not None and not isinstance(given, Alerts):
-            raise ConfigurationError(
-                f"App({name!r}): alerts takes Alerts(…), got {given!r:.80}", hint="alerts=Alerts()"
-            )
+        if alerts is not None:
+            _check_alerts(name, alerts)
         self._alerts = alerts
         self.settings: Settings = load_settings(settings, os.environ)
         if self.settings.tracing:
@@ -158,13 +138,16 @@ class App:
         self._queue: Queue | None = None
         self.metrics = Metrics(name)
         """The program's own counters and gauges, served in ``/metrics`` beside those of the library."""
-        self.log = program_logger(name)
+
+    @cached_property
+    def log(self) -> BoundLogger:
         """A logger for the program, with structlog's interface: ``app.log.info("sent", mails=3)``.
 
         In functions of steps, lines have the fields ``app``, ``worker``, ``task`` and ``partition``. They go
         to the logger ``streams.app`` of ``logging``. A log line costs more than processing most records: log
         rare events, not every record.
         """
+        return program_logger(self.name)
 
     @overload
     def stream(
@@ -485,6 +468,8 @@ class App:
 
     def _add_job(self, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
         if self._queue is None:
+            from streams.jobs.declared import Queue  # noqa: PLC0415 - an app without jobs does without it
+
             self._queue = Queue(
                 self.name,
                 self.broker,
@@ -509,6 +494,8 @@ class App:
         is known by it. It begins when a worker first runs with it. For a function that needs no arguments,
         ``app.job(schedule=…)`` does the same. Raises ``TopologyError`` for a second schedule of its name.
         """
+        from streams.jobs.job import Call  # noqa: PLC0415 - as above
+
         given: object = call
         if self._queue is None or not isinstance(given, Call):
             raise TopologyError(
@@ -663,6 +650,8 @@ class App:
             admin.close()
         with ExitStack() as stack:
             if settings.schema_registry_url is not None:
+                from streams.registry_topics import connect_registry  # noqa: PLC0415 - few apps need it
+
                 connection = stack.enter_context(closing(connect_registry(topology, settings)))
                 if not connection.register(time.sleep if stop is None else stop.wait):
                     return
@@ -672,7 +661,7 @@ class App:
             if settings.group_instance_id is not None:
                 instance = f"{settings.group_instance_id}-{slot.number}"
                 settings = msgspec.structs.replace(settings, group_instance_id=instance)
-            stack.enter_context(structlog.contextvars.bound_contextvars(worker=worker_id))
+            stack.enter_context(log_fields(worker=worker_id))
             kind = ExactlyOnce if settings.guarantee == "exactly_once" else AtLeastOnce
             guarantee: ExactlyOnce | AtLeastOnce = kind(
                 cluster, f"{self.name}-{worker_id}", timeout=settings.transaction_timeout
@@ -680,6 +669,8 @@ class App:
             databases: Databases = MemoryDatabases()
             stores = topology.global_tables or any(part.stores for part in topology.subtopologies)
             if settings.state_store == "rocksdb" and stores:
+                from streams.state.rocksdb import RocksDatabases  # noqa: PLC0415 - only stores need it
+
                 databases = RocksDatabases(
                     slot.folder / "state",
                     settings.state_memory_mb * 1_000_000,
@@ -716,86 +707,56 @@ class App:
             stack.callback(counts.close)
             if stores:
                 counts.start()
-            address, jobs = None, None
-            observer = Observer(
-                worker, watchdog, cluster, goal=settings.waiting_goal, show_keys=settings.show_keys
-            )
+            served, observer, alert_watch = None, None, None
             alerts = configured_alerts(self)
-            alert_watch: AlertWatch | None = None
+            # What follows is imported by the workers that need it: together it takes a third of a start.
             if settings.http_port is not None or alerts is not None:
+                from streams.monitoring.observer import Observer  # noqa: PLC0415 - as above
+
+                observer = Observer(
+                    worker, watchdog, cluster, goal=settings.waiting_goal, show_keys=settings.show_keys
+                )
                 stack.callback(observer.close)
                 observer.start()
-            if alerts is not None:
-                alert_watch = stack.enter_context(
-                    AlertWatch(
-                        cluster,
-                        self.name,
-                        worker_id,
-                        alerts,
-                        figures=FigureReader(worker, observer, watchdog).read,
-                        expected=lambda: measured_inputs(topology, worker),
-                        goal=settings.waiting_goal,
+                if alerts is not None:
+                    alert_watch = stack.enter_context(
+                        _alert_watch(self, alerts, topology, cluster, worker, watchdog, observer)
                     )
-                )
-            if settings.http_port is not None:
-                port = settings.http_port + slot.number if settings.http_port else 0
-                from streams.queries.http_server import (  # noqa: PLC0415 - uvicorn takes a tenth of the start
-                    HttpServer,
-                )
+                if settings.http_port is not None:
+                    from streams.http_service import serve  # noqa: PLC0415 - as above
 
-                token = settings.http_token
-                tls = _tls(settings)
-                templates = StoreRoutes(
-                    queries, replicas, token, tls and client_tls(settings.http_tls_ca)
-                ).templates
-                if self._queue is not None:
-                    jobs = JobRoutes(
-                        self.name, cluster, worker, replicas, token, tls and client_tls(settings.http_tls_ca)
+                    served = serve(
+                        stack,
+                        settings,
+                        settings.http_port + slot.number if settings.http_port else 0,
+                        application=self.name,
+                        cluster=cluster,
+                        worker=worker,
+                        queries=queries,
+                        replicas=replicas,
+                        watchdog=watchdog,
+                        observer=observer,
+                        program=self.metrics,
+                        alerts=alert_watch,
+                        has_jobs=self._queue is not None,
+                        topology=topology.describe("json"),
+                        console=_console(self, cluster) if settings.http_console != "off" else None,
                     )
-                    stack.callback(jobs.close)
-                    templates = {**templates, **jobs.templates}
-                templates = {**templates, "/history": partial(_history, worker, observer)}
-                mounts = {}
-                if settings.http_console != "off":
-                    mounts["/console"] = stack.enter_context(_console(self, cluster))
-                server = stack.enter_context(
-                    HttpServer(
-                        settings.http_host,
-                        port,
-                        _routes(
-                            worker,
-                            watchdog,
-                            replicas,
-                            self.metrics,
-                            observer,
-                            alert_watch,
-                            topology.describe("json"),
-                            reasons=token is None,
-                        ),
-                        templates,
-                        mounts=mounts,
-                        token=token,
-                        public=PUBLIC_ROUTES,
-                        tls=tls,
-                    )
-                )
-                get_logger().info(Event.HTTP_LISTENING, url=server.url)
-                address = _address(settings, server.port)
             follow = bool(settings.standby_replicas and stores)
-            if address is not None or follow:
+            if served is not None or follow:
                 try:
                     replicas.start(
                         lambda: Replica(
                             member=worker.member,
                             tasks=sorted(map(str, worker.held)),
-                            stores=queries.held() | ({} if jobs is None else {JOBS: jobs.partitions}),
+                            stores=queries.held() | ({} if served is None else served.held()),
                         ),
-                        address=address,
+                        address=None if served is None else served.address,
                         follow=follow,
                         tasks=_tasks(topology, partitions),
                     )
                 except NotAuthorized as error:
-                    if follow or queries.names or jobs is not None:
+                    if follow or queries.names or self._queue is not None:
                         raise
                     # Without stores and jobs, workers need not find each other.
                     get_logger().warning(Event.WORKER_UNPUBLISHED, error=str(error).partition("\n")[0])
@@ -868,6 +829,9 @@ def configured_alerts(app: App) -> Configured | None:
     declared, path = app._alerts, app.settings.alerts_file  # noqa: SLF001 - programs declare alerts, and only workers read them
     if declared is None and path is None:
         return None
+    from streams.alerts.configured import Configured  # noqa: PLC0415 - an app without alerts does without it
+    from streams.alerts.declared import Alerts  # noqa: PLC0415 - as above
+
     return Configured(declared or Alerts(), None if path is None else Path(path))
 
 
@@ -881,6 +845,9 @@ def queue_of(app: App) -> Queue:
 
 def ends_of_jobs(app: App) -> Stream[str, JobEnd]:
     """How the app's jobs end, downstream of the step that executes them. ``ConfigurationError`` as above."""
+    from streams.jobs.operator import STEP  # noqa: PLC0415 - an app without jobs does without it
+    from streams.jobs.record import JobEnd  # noqa: PLC0415 - as above
+
     queue_of(app)
     return Stream(Flow(app._builder, (STEP,), Text(), Json(JobEnd)))  # noqa: SLF001 - as above
 
@@ -890,6 +857,8 @@ def schedules_of(app: App, *, count: int = 3) -> list[ScheduleStatus]:
     queue = queue_if_any(app)
     if queue is None:
         return []
+    from streams.jobs.schedule_status import schedule_statuses  # noqa: PLC0415 - as above
+
     now = time.time_ns() // 1_000_000
     return schedule_statuses(queue.schedules, app.broker(), app.name, now, count=count)
 
@@ -928,28 +897,36 @@ def _pass_on(stop: threading.Event, finished: threading.Event, worker: Worker) -
             return
 
 
-def _tls(settings: Settings) -> Tls | None:
-    certificate, key = settings.http_tls_certificate, settings.http_tls_key
-    if certificate is None and key is None:
-        return None
-    if certificate is None or key is None:
-        missing, other = (
-            ("http_tls_certificate", "http_tls_key")
-            if certificate is None
-            else ("http_tls_key", "http_tls_certificate")
-        )
+def _check_alerts(application: str, alerts: object) -> None:
+    from streams.alerts.declared import Alerts  # noqa: PLC0415 - an app without alerts does without it
+
+    if not isinstance(alerts, Alerts):
         raise ConfigurationError(
-            f"{other} is set without {missing}", hint="set both, to PEM files of one certificate, or neither"
+            f"App({application!r}): alerts takes Alerts(…), got {alerts!r:.80}", hint="alerts=Alerts()"
         )
-    return Tls(certificate, key)
 
 
-def _address(settings: Settings, port: int) -> str:
-    """The address under which other workers reach this one's HTTP port."""
-    host = settings.http_advertised_host or settings.http_host
-    if host in ("", "0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-        host = socket.gethostname()
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _alert_watch(
+    app: App,
+    alerts: Configured,
+    topology: Topology,
+    cluster: Broker,
+    worker: Worker,
+    watchdog: Watchdog,
+    observer: Observer,
+) -> AlertWatch:
+    from streams.alerts.figures import FigureReader, measured_inputs  # noqa: PLC0415 - as above
+    from streams.alerts.watch import AlertWatch  # noqa: PLC0415 - as above
+
+    return AlertWatch(
+        cluster,
+        app.name,
+        worker.name,
+        alerts,
+        figures=FigureReader(worker, observer, watchdog).read,
+        expected=lambda: measured_inputs(topology, worker),
+        goal=app.settings.waiting_goal,
+    )
 
 
 def _tasks(topology: Topology, partitions: Mapping[str, int]) -> set[str] | None:
@@ -963,66 +940,6 @@ def _tasks(topology: Topology, partitions: Mapping[str, int]) -> set[str] | None
         if part.reads(topic)
         for number in range(count)
     }
-
-
-def _routes(
-    worker: Worker,
-    watchdog: Watchdog,
-    replicas: Replicas,
-    program: Metrics,
-    observer: Observer,
-    alerts: AlertWatch | None,
-    topology: str,
-    *,
-    reasons: bool,
-) -> dict[str, Callable[[], Response]]:
-    """The routes for metrics and health. With ``reasons``, health responses name the causes of failures."""
-    metrics = WorkerMetrics(
-        worker, watchdog, replicas, program, observer, None if alerts is None else alerts.counts
-    )
-
-    def health(stalls: list[Stall], trouble: Trouble | None) -> Response:
-        lines = [f"stalled: {stall if reasons else stall.partition}\n" for stall in stalls]
-        if trouble is not None:
-            lines.append(f"other workers unknown{f': {trouble}' if reasons else ''}\n")
-        return Response(503, "".join(lines).encode()) if lines else Response(200, b"ok\n")
-
-    def healthy() -> Response:
-        # An orchestrator restarts an unhealthy process, so only problems that a restart may fix count.
-        trouble = replicas.trouble
-        return health(
-            [stall for stall in watchdog.stalls if stall.fixed_by_restart],
-            trouble if trouble is not None and trouble.fixed_by_restart else None,
-        )
-
-    def ready() -> Response:
-        if worker.state.value != "running":
-            return Response(503, f"{worker.state.value}\n".encode())
-        problems = worker.problems
-        if problems:
-            lines = [f"{name}: {text if reasons else 'not available'}\n" for name, text in problems.items()]
-            return Response(503, "".join(lines).encode())
-        if not worker.ready:
-            return Response(503, b"restoring stores\n")
-        return health(list(watchdog.stalls), replicas.trouble)
-
-    return {
-        "/metrics": lambda: Response(200, metrics.exposition(), metrics.content_type),
-        "/healthz": healthy,
-        "/readyz": ready,
-        "/status": lambda: Response(
-            200, status_json(worker, observer, watchdog, [] if alerts is None else alerts.firing), JSON
-        ),
-        "/topology": lambda: Response(200, topology.encode(), JSON),
-    }
-
-
-def _history(worker: Worker, observer: Observer, request: Request) -> Response:
-    """``/history?since=MILLISECONDS``: the samples after a moment."""
-    since = request.query.get("since", "0")
-    if not since.isdecimal():
-        return refusal(400, "bad request", f"since={since!r:.40} is no time in milliseconds since the epoch")
-    return Response(200, history_json(worker, observer, int(since)), JSON)
 
 
 def _console(app: App, broker: Broker) -> AbstractContextManager[Any]:

@@ -1,7 +1,8 @@
 """The names of all log events, and the configuration of logging.
 
 Log lines go to the logger ``streams`` of Python's ``logging``. The program that uses this library configures
-how they are written, through ``logging`` or structlog.
+how they are written, through ``logging`` or structlog. structlog itself is imported only for the program's
+log lines and for the text on a terminal: it takes a fifth of a worker's start.
 
 Levels: ERROR data or service is at risk, WARNING unexpected but handled, INFO a state change, DEBUG the rest.
 Values go into fields, never into the event's name.
@@ -9,15 +10,19 @@ Values go into fields, never into the event's name.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
-
-import structlog
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterator, MutableMapping
+
+    from structlog.stdlib import BoundLogger
 
 
 class Event(StrEnum):
@@ -193,9 +198,107 @@ _NO_FIELDS = {"event", "exc_info"}
 def _to_logging(
     logger: Any, method: str, line: MutableMapping[str, Any]
 ) -> tuple[tuple[Line], dict[str, Any]]:
-    # Attributes that structlog's ProcessorFormatter expects, and the traceback as logging expects it.
-    extra = {"_logger": logger, "_name": method}
-    return (Line(line),), {"extra": extra, "exc_info": line.get("exc_info")}
+    # The traceback as logging expects it.
+    return (Line(line),), {"extra": _formatter_extra(logger, method), "exc_info": line.get("exc_info")}
+
+
+def _formatter_extra(logger: logging.Logger, method: str) -> dict[str, Any]:
+    """Attributes of a log record that structlog's ``ProcessorFormatter`` expects."""
+    return {"_logger": logger, "_name": method}
+
+
+CONTEXT_PREFIX: Final = "structlog_"
+"""By this prefix of their names structlog finds the context variables whose values belong to each line."""
+
+_FIELDS: Final[dict[str, ContextVar[str]]] = {
+    name: ContextVar(CONTEXT_PREFIX + name) for name in ("worker", "task", "partition")
+}
+
+
+@contextmanager
+def log_fields(**fields: str) -> Iterator[None]:
+    """Add fields to the lines that are logged in this context: ``worker``, ``task`` or ``partition``.
+
+    Also to the program's, and to those of a program that uses structlog with its own configuration.
+    """
+    tokens = [(_FIELDS[name], _FIELDS[name].set(value)) for name, value in fields.items()]
+    try:
+        yield
+    finally:
+        for variable, token in tokens:
+            variable.reset(token)
+
+
+def _context_fields() -> dict[str, Any]:
+    return {
+        variable.name.removeprefix(CONTEXT_PREFIX): value
+        for variable, value in copy_context().items()
+        # structlog marks a field that was removed by an ellipsis.
+        if variable.name.startswith(CONTEXT_PREFIX) and value is not ...
+    }
+
+
+class Logger:
+    """Writes the library's lines to a logger of ``logging``: an event and its fields."""
+
+    __slots__ = ("_logger",)
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, event: str, **fields: Any) -> None:
+        self._write(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self._write(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._write(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        self._write(logging.ERROR, event, fields)
+
+    def exception(self, event: str, **fields: Any) -> None:
+        """As ``error``, with the traceback of the exception that is being handled."""
+        self._write(logging.ERROR, event, {"exc_info": True, **fields})
+
+    def log(self, level: int, event: str, **fields: Any) -> None:
+        """Write a line of a level of ``logging``."""
+        self._write(level, event, fields)
+
+    def _write(self, level: int, event: str, fields: dict[str, Any]) -> None:
+        logger = self._logger
+        if logger.isEnabledFor(level):
+            line = Line(fields, event=event)
+            for name, value in _context_fields().items():
+                line.setdefault(name, value)
+            method = logging.getLevelName(level).lower()
+            # The line's place in the code is that of the caller.
+            logger.log(
+                level,
+                line,
+                exc_info=line.get("exc_info"),
+                extra=_formatter_extra(logger, method),
+                stacklevel=3,
+            )
+
+
+class JsonLines(logging.Formatter):
+    """A line of JSON for each log record, with its fields, ``level`` and ``timestamp``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        # Other libraries, such as librdkafka, log texts.
+        line = (
+            dict(record.msg)
+            if isinstance(record.msg, Line)
+            else {"event": record.getMessage(), **_context_fields()}
+        )
+        line.pop("exc_info", None)
+        line["level"] = record.levelname.lower()
+        line["timestamp"] = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=repr)
 
 
 def configure_logging(
@@ -208,43 +311,38 @@ def configure_logging(
     other. The log lines of librdkafka are in the logger ``streams.librdkafka``.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    # structlog's default prints the local variables of every frame, passwords included.
-    plain = structlog.dev.plain_traceback
-    renderer: Any = structlog.processors.JSONRenderer()
-    if console:
-        renderer = structlog.dev.ConsoleRenderer(exception_formatter=plain)
-    finish: list[Any] = [
-        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    if not console:
-        finish.append(structlog.processors.format_exc_info)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.contextvars.merge_contextvars], processors=[*finish, renderer]
-        )
-    )
+    handler.setFormatter(_console_formatter() if console else JsonLines())
     logger = logging.getLogger("streams")
     logger.handlers = [handler]
     logger.setLevel(level.upper())
     logger.propagate = False
 
 
-def program_logger(application: str) -> structlog.stdlib.BoundLogger:
-    """The logger for the program's own log lines."""
-    logger: structlog.stdlib.BoundLogger = get_logger("streams.app").bind(app=application)
-    return logger
+def _console_formatter() -> logging.Formatter:
+    import structlog  # noqa: PLC0415 - see the head of this file
+
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.contextvars.merge_contextvars],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            # structlog's default prints the local variables of every frame, passwords included.
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ],
+    )
 
 
-def get_logger(name: str = "streams") -> structlog.stdlib.BoundLogger:
-    """The logger of this library, or a child of it.
+def program_logger(application: str) -> BoundLogger:
+    """The logger for the program's own log lines.
 
     It has structlog's interface, but ignores structlog's global configuration, which belongs to the program.
     """
-    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
-        logging.getLogger(name),
+    import structlog  # noqa: PLC0415 - see the head of this file
+
+    logger: BoundLogger = structlog.wrap_logger(
+        logging.getLogger("streams.app"),
         processors=[
             structlog.stdlib.filter_by_level,
             structlog.contextvars.merge_contextvars,
@@ -254,4 +352,13 @@ def get_logger(name: str = "streams") -> structlog.stdlib.BoundLogger:
         context_class=dict,
         cache_logger_on_first_use=True,
     )
-    return logger
+    return logger.bind(app=application)
+
+
+# It is made with the import, so that the loggers of a program are the same before and during a run.
+_LIBRARY: Final = Logger("streams")
+
+
+def get_logger() -> Logger:
+    """The logger of this library."""
+    return _LIBRARY

@@ -74,20 +74,39 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files that need servers first: they take up to minutes, and a late one leaves a process idle.
+    """Order the files so that the processes of pytest-xdist leave no core idle, and end together.
 
-    Those with a broker come before those with only a database, and those before files that start other
-    processes. pytest-xdist keeps this order with ``--no-loadscope-reorder``; by itself it starts with the
-    files that have the most tests.
+    Files that need servers take up to minutes, most of which they wait: they come first, those with a broker
+    before those with a database or other processes. After each of them come some that compute, the long ones
+    first, so that not all processes wait at the same time. pytest-xdist keeps this order with
+    ``--no-loadscope-reorder``; by itself it starts with the files that have the most tests.
     """
     here = Path(__file__).parent
     with_broker = {item.path for item in items if item.get_closest_marker("kafka")}
-    long = (here / "connectors", here / "devstack", here / "cli", here / "process", here / "test_docs.py")
-    ranks = {
-        path: (path not in with_broker, *(start != path and start not in path.parents for start in long))
-        for path in {item.path for item in items}
-    }
+    with_processes = [here / "connectors", here / "devstack", here / "cli", here / "process"]
+    long = [here / name for name in ("simulation", "replay", "operators", "runtime", "jobs", "contract")]
+    waiting: dict[Path, int] = {}
+    computing: dict[Path, int] = {}
+    for path in dict.fromkeys(item.path for item in items):
+        if path in with_broker:
+            waiting[path] = 0
+        elif (place := _place(path, with_processes)) < len(with_processes):
+            waiting[path] = 1 + place
+        else:
+            computing[path] = _place(path, long)
+    behind = sorted(computing, key=computing.__getitem__)
+    order: list[Path] = []
+    # The last quarter of those that compute is short: it fills what is left at the end.
+    each = 0.75 * len(behind) / max(1, len(waiting))
+    for number, path in enumerate(sorted(waiting, key=waiting.__getitem__)):
+        order += [path, *behind[round(number * each) : round((number + 1) * each)]]
+    ranks = {path: rank for rank, path in enumerate(dict.fromkeys([*order, *behind]))}
     items.sort(key=lambda item: ranks[item.path])
+
+
+def _place(path: Path, folders: list[Path]) -> int:
+    """The index of the folder that has the file, or their number."""
+    return next((number for number, each in enumerate(folders) if each in path.parents), len(folders))
 
 
 @pytest.fixture(autouse=True)

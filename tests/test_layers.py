@@ -34,6 +34,7 @@ LAYERS = (
     ("queries",),
     ("monitoring",),
     ("alerts",),
+    ("http_service",),
     ("app",),
     ("public",),
     ("replay", "__init__"),

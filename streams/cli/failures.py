@@ -9,8 +9,6 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from streams.errors import StreamsError
 
 if TYPE_CHECKING:
@@ -96,9 +94,13 @@ def _of_the_program(trace: TracebackType | None) -> TracebackType | None:
 
 
 def _write(text: str) -> None:
+    from rich.console import Console  # noqa: PLC0415 - only a failure needs it
+
     Console(stderr=True).print("[bold red]error:[/] ", end="")
     _show(text)
 
 
 def _show(text: str) -> None:
+    from rich.console import Console  # noqa: PLC0415 - as above
+
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from streams.connectors.change import change_topic, with_tombstones
-from streams.connectors.change_avro import ChangeAvro, ChangeKeyAvro
 from streams.connectors.change_json import ChangeJson
 from streams.connectors.source import TableSource
 from streams.dsl.flow import Flow, plain_json
@@ -88,6 +87,8 @@ def write_changes(
     name: str | None,
 ) -> None:
     """Write each table's changes to its topic; see ``Stream.to_change_topics``."""
+    from streams.connectors.change_avro import ChangeAvro, ChangeKeyAvro  # noqa: PLC0415 - few apps need it
+
     builder = flow.builder
     connectors: list[object] = [
         node.connector for node in builder.upstream(flow.parents) if isinstance(node, SourceNode)

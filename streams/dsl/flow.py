@@ -11,7 +11,7 @@ import msgspec
 
 from streams.durations import to_milliseconds
 from streams.errors import TopologyError
-from streams.serde import Avro, Bytes, Json, Serde, Text
+from streams.serde import Bytes, Json, Serde, Text
 from streams.serde.round_trip import RoundTrip
 from streams.serde.value_type import member_types, returned_type, serde_type
 from streams.topology.graph import Repartition, SinkNode, SourceNode, Step, function_name
@@ -308,8 +308,9 @@ _PLAIN = (dict, list, str, int, float, bool, type(None))
 
 def check_written(step: str, serde: Serde[Any], kind: Any) -> None:
     """Raise ``TopologyError`` where a serde of text, bytes or one class cannot write values of a type."""
-    wanted = getattr(serde, "record_type", None) if isinstance(serde, Avro) else serde_type(serde)
-    if not isinstance(serde, Text | Bytes | Avro) or not isinstance(wanted, type):
+    one_class = not isinstance(serde, Text | Bytes)
+    wanted = getattr(serde, "record_type", None) if one_class else serde_type(serde)
+    if not isinstance(wanted, type):
         return
     members = [typing.get_origin(member) or member for member in member_types(kind)]
     classes = [member for member in members if isinstance(member, type) and member not in {Any, type(None)}]

@@ -41,7 +41,6 @@ from streams.dsl.stores import with_deadlines
 from streams.durations import seconds, to_milliseconds
 from streams.errors import TopologyError
 from streams.eventtime.windows import Hopping, Session, Sliding, Tumbling
-from streams.jobs.enqueue import MakeCalls
 from streams.operators.aggregate import Group
 from streams.operators.change import ToStream
 from streams.operators.join import JoinGlobal
@@ -918,6 +917,8 @@ class Stream(Generic[K, V]):
 
             orders.enqueue(charge, lambda order: charge.call(order.id, order.cents))
         """
+        from streams.jobs.enqueue import MakeCalls  # noqa: PLC0415 - an app without jobs does without it
+
         flow = self._flow
         made = flow.then(MakeCalls(job.name, job.topic, call), on_error, name, key=Text(), value=Bytes())
         made.builder.add(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from structlog.contextvars import bound_contextvars
-
 from streams.errors import ProcessingError, error_text
+from streams.events import log_fields
 from streams.operators import fan_out
 from streams.operators.source_position import POSITION, STATE
 from streams.records import TopicPartition
@@ -536,7 +535,7 @@ class Task:
         read = work is Work.PROCESS
         self.ledger.begin_slice(partition if read else None, records if read else None)
         fields = {"task": str(self.id)} | ({} if partition is None else {"partition": str(partition)})
-        with bound_contextvars(**fields):
+        with log_fields(**fields):
             if self._spans is None:
                 self._run_slice(run, committing=work is Work.COMMIT)
             else:

@@ -25,8 +25,6 @@ from streams.aggregates.resolution import (
 )
 from streams.coroutines.awaitables import settled
 from streams.errors import StateError
-from streams.serde import avro_decoder
-from streams.serde.schemas.avro_resolution import avro_differences
 from streams.serde.schemas.json_resolution import json_differences
 from streams.state.expiring import Expiring
 
@@ -261,6 +259,8 @@ def _differences(stored: Any, wanted: Any, where: str) -> Iterator[str]:
     if before == now == "json":
         yield from json_differences(old, new, where)
     elif before == now == "avro":
+        from streams.serde.schemas.avro_resolution import avro_differences  # noqa: PLC0415 - only with Avro
+
         yield from avro_differences(old, new, where)
     elif before == now and before in ACCUMULATORS and (is_aggregate(old) or is_aggregate(new)):
         yield from aggregate_differences(old, new, where)
@@ -296,6 +296,8 @@ def _plain_decoder(schemas: list[Any]) -> Callable[[bytes], Any]:
         case ("json", _):
             return msgspec.json.Decoder().decode
         case ("avro", _):
+            from streams.serde import avro_decoder  # noqa: PLC0415 - as above
+
             return avro_decoder([schema for kind, schema in kinds if kind == "avro"])
         case (_, "Text"):
             return bytes.decode

@@ -78,6 +78,9 @@ PARTITIONS = 4
 WORKERS = 3
 SETTLE_SECONDS = 120.0
 TRANSACTION_SECONDS = 10.0
+SEND_SECONDS = 0.05
+"""Between two batches of some hundred readings while a fault is injected."""
+
 MOOD_SECONDS = 5.0
 
 
@@ -100,7 +103,8 @@ class Outcome:
 class Run:
     """The app under test with its topics, workers, traffic and reader, and the verification of its output.
 
-    ``name`` is the prefix of all names in Kafka. As a context manager it ends all its processes.
+    ``name`` is the prefix of all names in Kafka; ``every`` is the time in seconds between two batches of
+    readings during a fault. As a context manager it ends all its processes.
     """
 
     def __init__(
@@ -114,9 +118,11 @@ class Run:
         name: str = "campaign",
         state: Path | None = None,
         settings: dict[str, str] | None = None,
+        every: float = SEND_SECONDS,
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.kafka = kafka
+        self._every = every
         self.report = report
         self.choose = random.Random(seed)
         self.prefix = f"faults-{seed}-{guarantee.replace('_', '-')}-{protocol}-{name.replace(' ', '-')}"
@@ -260,7 +266,7 @@ class Run:
         until_then = time.monotonic() + seconds
         while time.monotonic() < until_then:
             self.traffic.send(self.choose.randrange(50, 400))
-            time.sleep(0.05)
+            time.sleep(self._every)
 
     def send_while(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Send until a condition no longer holds; returns whether that happened in time."""

@@ -21,7 +21,7 @@ from streams.broker import NewTopic
 from streams.errors import TopicError
 from streams.records import TopicPartition
 from tests.faults import verdicts
-from tests.faults.campaign import PARTITIONS, Run
+from tests.faults.campaign import PARTITIONS, SEND_SECONDS, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,6 +58,7 @@ def play(
     *,
     guarantee: str = "exactly_once",
     protocol: str = "consumer",
+    every: float = SEND_SECONDS,
     report: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Run one scenario with two workers."""
@@ -72,6 +73,7 @@ def play(
             name=scenario.name,
             state=state,
             settings=scenario.settings,
+            every=every,
             report=report,
         )
         with run:

@@ -1,9 +1,8 @@
-"""Requests to a cluster while one broker is down: the other brokers answer."""
+"""Requests to a broker that the cluster considers dead for a moment."""
 
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +11,6 @@ from streams.broker import NewTopic
 from streams.broker.kafka import KafkaBroker
 from streams.devstack.development import QUICK_JAVA
 from streams.devstack.kafka import LocalKafka
-from tests.conftest import QUICK_GROUPS
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -21,32 +19,6 @@ if TYPE_CHECKING:
     from streams.devstack.kafka import Node
 
 pytestmark = pytest.mark.kafka
-
-
-def test_whichever_broker_hangs_the_others_answer(tmp_path: Path):
-    with LocalKafka.start(
-        tmp_path, nodes=3, heap_mb=384, properties=QUICK_GROUPS, java_options=QUICK_JAVA
-    ) as cluster:
-        broker = KafkaBroker({"bootstrap.servers": cluster.bootstrap_servers})
-        # A client for each request, as those to a broker that hangs take seconds.
-        admins = [broker.admin() for _ in range(3)]
-        admins[0].create_topics([NewTopic(name="first", partitions=1, settings={"retention.ms": "77777"})])
-        for admin in admins:
-            admin.topics()
-        for number in (1, 2, 3):
-            # The client considers one of the three the controller, and it is not known which.
-            node = cluster.node(number)
-            node.pause()
-            with ThreadPoolExecutor(len(admins)) as pool:
-                settings = pool.submit(admins[0].settings, ["first"])
-                setting = pool.submit(admins[1].broker_setting, "group.coordinator.rebalance.protocols")
-                rights = pool.submit(admins[2].require_rights, {"first": {"READ"}})
-                assert settings.result()["first"]["retention.ms"] == "77777"
-                assert "consumer" in setting.result()
-                rights.result()
-            node.resume()
-        for admin in admins:
-            admin.close()
 
 
 def _stand_still(node: Node, seconds: float) -> None:

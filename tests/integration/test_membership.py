@@ -1,11 +1,8 @@
-"""Ownership of tasks over restarts, failures and joins, on a real broker: static members, standby
-replicas.
-"""
+"""Ownership of tasks over failures and joins, on a real broker: standby replicas, lost notifications."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +14,6 @@ from streams.devstack.development import QUICK_JAVA
 from streams.devstack.kafka import LocalKafka
 from tests.conftest import QUICK_GROUPS
 from tests.integration.test_state import FAR, check, records, restored
-from tests.integration.test_workers import held, numbered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -25,8 +21,6 @@ if TYPE_CHECKING:
     from streams.records import TopicPartition
 
 pytestmark = pytest.mark.kafka
-
-STATIC = {"group_instance_id": "member", "session_timeout": 20}
 
 
 def tasks_of(*partitions: int) -> frozenset[str]:
@@ -40,10 +34,6 @@ REPLICAS = {
     tasks_of(3): tasks_of(2),
 }
 """The tasks of each of three workers, and the replicas that it keeps: what it owns if another one leaves."""
-
-
-def rebalances(worker) -> int:
-    return sum(len(worker.events(f"partitions {what}")) for what in ("assigned", "revoked", "lost"))
 
 
 def owned_and_copied(worker) -> tuple[frozenset[str], set[str]]:
@@ -64,47 +54,6 @@ def owned_and_copied(worker) -> tuple[frozenset[str], set[str]]:
             gone = {name.rpartition("-")[2] for name in event["partitions"]}
             owned = {task for task in owned if task.rpartition("_")[2] not in gone}
     return frozenset(owned), copied
-
-
-@pytest.mark.parametrize("protocol", ["consumer", "classic"])
-def test_a_static_member_that_restarts_within_its_session_moves_nothing(copy, protocol):
-    settings = {**STATIC, "group_protocol": protocol}
-    first = copy.start(**settings)
-    copy.wait_for(lambda: len(held(first)) == 4, 60, "the first has all")
-    second = copy.start(**settings)
-    copy.wait_for(lambda: sorted(map(len, (held(first), held(second)))) == [2, 2], 60, "two partitions each")
-    copy.produce(numbered(0, 1_000))
-    copy.wait_until_consumed()
-    before, kept = rebalances(first), held(second)
-    for round_ in range(1, 3):
-        assert second.stop() == 0
-        second = copy.start(**settings)
-        copy.wait_for(lambda worker=second: len(held(worker)) == 2, 30, "the second is back")
-        assert held(second) == kept
-        copy.produce(numbered(round_ * 1_000, (round_ + 1) * 1_000))
-        copy.wait_until_consumed()
-    assert rebalances(first) == before
-    assert copy.outputs() == Counter(numbered(0, 3_000))
-
-
-@pytest.mark.parametrize("protocol", ["consumer", "classic"])
-def test_a_static_member_that_was_killed_comes_back_to_what_it_had(copy, protocol):
-    settings = {**STATIC, "session_timeout": 6, "group_protocol": protocol, "transaction_timeout": 3}
-    first = copy.start(**settings)
-    copy.wait_for(lambda: len(held(first)) == 4, 60, "the first has all")
-    second = copy.start(**settings)
-    copy.wait_for(lambda: sorted(map(len, (held(first), held(second)))) == [2, 2], 60, "two partitions each")
-    kept = held(second)
-    copy.produce(numbered(0, 1_000))
-    copy.wait_until_consumed()
-    second.kill()
-    second = copy.start(**settings)
-    copy.produce(numbered(1_000, 2_000))
-    copy.wait_until_consumed()
-    copy.wait_for(lambda: len(held(second)) == 2, 30, "the second is back")
-    assert held(second) == kept
-    assert second.process.poll() is None
-    assert copy.outputs() == Counter(numbered(0, 2_000))
 
 
 @pytest.mark.parametrize("protocol", ["consumer", "classic"])
@@ -138,28 +87,6 @@ def test_a_killed_workers_task_continues_from_another_workers_standby_replica(co
     assert again < 200
     for worker in workers[1:]:
         assert worker.stop() == 0
-
-
-def test_an_instance_id_that_another_living_member_has_waits_and_is_then_refused(copy, tmp_path):
-    settings = {**STATIC, "group_protocol": "consumer", "session_timeout": 6}
-    first = copy.start(**settings)
-    copy.wait_for(lambda: len(held(first)) == 4, 60, "the first has all")
-    # Another machine whose workers have the same instance ids.
-    second = copy.start(**settings, state_dir=tmp_path / "elsewhere", worker_id="elsewhere")
-    copy.wait_for(
-        lambda: "waiting for the end of the previous member" in second.log.read_text(),
-        30,
-        "it stands in line",
-    )
-    copy.produce(numbered(0, 1_000))
-    copy.wait_until_consumed()
-    assert len(held(first)) == 4
-    assert not held(second)
-    assert first.stop() == 0
-    # A static member that stops keeps its place for its session; then the other one gets it.
-    copy.wait_for(lambda: len(held(second)) == 4, 60, "the second takes over")
-    assert second.stop() == 0
-    assert copy.outputs() == Counter(numbered(0, 1_000))
 
 
 class Member:

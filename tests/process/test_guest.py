@@ -367,7 +367,7 @@ def slow_module(reached: Path) -> str:
 MAIN_FILE = str(Path(package.__file__).with_name("__main__.py"))
 
 
-@pytest.mark.parametrize("library", ["structlog", "confluent_kafka", "prometheus_client", "typer"])
+@pytest.mark.parametrize("library", ["structlog", "confluent_kafka", "msgspec", "typer"])
 @pytest.mark.parametrize("command", [["-m", "streams"], ["-P", MAIN_FILE]], ids=["module", "file"])
 def test_a_worker_hears_signals_before_any_library_is_loaded(
     start: Start, tmp_path: Path, library: str, command: list[str]

@@ -130,6 +130,7 @@ PUBLIC = {
             "global_table",
             "job",
             "job_handle",
+            "log",
             "query",
             "query_range",
             "query_windows",
@@ -191,4 +192,4 @@ def test_completion_of_what_an_app_makes_shows_no_state():
     stream = app.stream("in")
     made = (stream, app.table("t"), app.global_table("g"), stream.group_by_key())
     assert not [name for each in made for name in vars(each) if not name.startswith("_")]
-    assert {name for name in vars(app) if not name.startswith("_")} == {"name", "settings", "metrics", "log"}
+    assert {name for name in vars(app) if not name.startswith("_")} == {"name", "settings", "metrics"}
