@@ -19,7 +19,7 @@ TICK_SECONDS: Final = 0.25
 WAVE_SECONDS: Final = 180.0
 """Each wave begins with a rush of orders, more than the workers can check."""
 RUSH_SECONDS: Final = 45.0
-COUNTRIES: Final = (("DE", 60), ("FR", 20), ("PL", 10), ("ES", 6), ("PT", 4))
+COUNTRIES: Final = {"DE": 60, "FR": 20, "PL": 10, "ES": 6, "PT": 4}
 """Countries and their weights."""
 
 _WRITE_SECONDS: Final = 10.0
@@ -67,7 +67,7 @@ class Traffic:
     def _order(self) -> tuple[str, bytes]:
         """A customer and an order's bytes; three in a thousand are faulty, each in one of three ways."""
         chance, number = self._chance.random, self.sent + self._chance.randrange(1_000_000)
-        country = self._chance.choices(*zip(*COUNTRIES, strict=True))[0]
+        country = self._chance.choices(list(COUNTRIES), list(COUNTRIES.values()))[0]
         name = "nobody" if chance() < 0.002 else f"customer-{self._chance.randrange(500)}"
         customer = f"{name}@{country.lower()}.example"
         amount = round(self._chance.expovariate(1 / 150), 2)
