@@ -76,14 +76,20 @@ class Watched:
         end = threading.Event()
         values: list[bytes | None] = [b"v" * 2_000] * 20
 
+        producer = self._copy.broker.producer()
+
+        def write() -> None:
+            stamps = [time.time_ns() // 1_000_000] * len(values)
+            producer.produce(Output(self._copy.input, [None] * len(values), values, stamps))
+
         def feed() -> None:
-            producer = self._copy.broker.producer()
             while not end.wait(0.2):
-                stamps = [time.time_ns() // 1_000_000] * len(values)
-                producer.produce(Output(self._copy.input, [None] * len(values), values, stamps))
+                write()
             producer.flush(30)
             producer.close()
 
+        # The first write looks for the topic.
+        write()
         thread = threading.Thread(target=feed)
         thread.start()
         try:
