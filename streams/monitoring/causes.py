@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 LATE_SECONDS = 5.0
 """Waiting time above which the cause is looked for, and how long a broker must be silent."""
 
-FETCH_SECONDS = 10.0
+LASTING_SECONDS = 10.0
 """How long records must have been late until it is said that they arrive slowly: after a start or a long
-slice they have waited for other reasons."""
+slice they have waited for other reasons. For so long after they were late, connectors are still named."""
 
 
 class Causes:
@@ -52,6 +52,7 @@ class Causes:
         self._processor = processor or ProcessorWait()
         self._waited: deque[tuple[float, Waited]] = deque()
         self._late_since: dict[TopicPartition, float] = {}
+        self._last_late = -float("inf")
         self._silent_since: float | None = None
 
     def close(self) -> None:
@@ -89,7 +90,8 @@ class Causes:
                 for partition in late
                 if not busy and (others := self._worker.held_back_by(partition))
             },
-            problems=self._worker.problems if late else {},
+            # While a sink is tried again and again, its records count as processed now and then.
+            problems=self._worker.problems if now - self._last_late <= LASTING_SECONDS else {},
             retrying=retrying,
         )
         found += quotas
@@ -117,6 +119,8 @@ class Causes:
     ) -> dict[TopicPartition, int | None]:
         """The partitions whose records wait for long, with their lag."""
         late = {place: item.lag for place, item in figures.items() if (item.waiting or 0.0) > LATE_SECONDS}
+        if late:
+            self._last_late = now
         self._late_since = {place: self._late_since.get(place, now) for place in late}
         return late
 
@@ -168,7 +172,7 @@ class Causes:
         slow = {
             place: lag
             for place, lag in late.items()
-            if now - self._late_since[place] >= FETCH_SECONDS and place not in held and lag != 0
+            if now - self._late_since[place] >= LASTING_SECONDS and place not in held and lag != 0
         }
         if not slow or share < BUSY or status.restoring:
             return []

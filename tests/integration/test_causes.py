@@ -46,12 +46,19 @@ class Watched:
         self.worker = copy.start(http_port=0)
         copy.wait_for(lambda: self.worker.events("http listening"), 60, "the port is open")
         self._url = self.worker.events("http listening")[0]["url"]
+        copy.wait_for(lambda: self._report()["condition"] == "keeping up", 60, "the worker has begun")
+        copy.produce(["a", "b", "c", "d"])
+        copy.wait_until_consumed()
+
+    def _report(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self._url}/status", timeout=10) as response:
+            found: dict[str, Any] = json.load(response)
+            return found
 
     def causes(self) -> dict[str, str]:
         """The sentences by kind and subject."""
-        with urllib.request.urlopen(f"{self._url}/status", timeout=10) as response:
-            report: dict[str, Any] = json.load(response)
-        return {f"{item['cause']} {item['subject']}": item["sentence"] for item in report["bottlenecks"]}
+        found = self._report()["bottlenecks"]
+        return {f"{item['cause']} {item['subject']}": item["sentence"] for item in found}
 
     def wait_for(self, condition: Callable[[dict[str, str]], object], what: str) -> dict[str, str]:
         seen: list[dict[str, str]] = []
@@ -69,19 +76,27 @@ class Watched:
         end = threading.Event()
         values: list[bytes | None] = [b"v" * 2_000] * 20
 
+        producer = self._copy.broker.producer()
+
+        def write() -> None:
+            stamps = [time.time_ns() // 1_000_000] * len(values)
+            producer.produce(Output(self._copy.input, [None] * len(values), values, stamps))
+
         def feed() -> None:
-            producer = self._copy.broker.producer()
             while not end.wait(0.2):
-                stamps = [time.time_ns() // 1_000_000] * len(values)
-                producer.produce(Output(self._copy.input, [None] * len(values), values, stamps))
+                write()
             producer.flush(30)
             producer.close()
 
+        # The first write looks for the topic.
+        write()
         thread = threading.Thread(target=feed)
         thread.start()
-        yield
-        end.set()
-        thread.join()
+        try:
+            yield
+        finally:
+            end.set()
+            thread.join()
 
 
 @pytest.fixture
