@@ -222,8 +222,8 @@ class Producer(Protocol):
         """How many records were acknowledged since the last call, by topic.
 
         Of a transaction, records are counted whether it is committed or not. Records that are not
-        acknowledged yet are counted as negative ones of the topic ``""``. Call it after ``commit``, ``abort``
-        or ``flush``.
+        acknowledged yet are counted as negative ones of the topic ``""``, and not again later. Call it after
+        ``commit``, ``abort`` or ``flush``.
         """
 
     def init_transactions(self, timeout: float) -> None:

@@ -514,7 +514,7 @@ def test_a_record_that_the_broker_does_not_get_is_missing_at_the_commit(
 
     def losing(
         producer: MemoryProducer, place: TopicPartition, columns: Columns, transaction: Transaction | None
-    ) -> None:
+    ) -> int:
         if b"lost" in columns.values:
             columns = replace(
                 columns,
@@ -522,7 +522,8 @@ def test_a_record_that_the_broker_does_not_get_is_missing_at_the_commit(
                 values=columns.values[:-1],
                 timestamps=columns.timestamps[:-1],
             )
-        append(producer, place, columns, transaction)
+        taken: int = append(producer, place, columns, transaction)
+        return taken
 
     site.send("kept", "lost")
     monkeypatch.setattr(MemoryProducer, "_append", losing)

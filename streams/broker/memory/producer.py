@@ -47,6 +47,8 @@ class MemoryProducer:
         self._refused: list[Refusal] = []
         self._appended: Counter[str] = Counter()
         """How many records the logs have taken since the last ``take_acknowledged``, by topic."""
+        self._counted = 0
+        """How many entries of the queue ``take_acknowledged`` has counted."""
         self._unreported = False
         """Whether records were rejected that no flush has reported yet."""
         self._closed = False
@@ -83,8 +85,11 @@ class MemoryProducer:
         with self._cluster.locked():
             self._usable()
             queue, self._queue = self._queue, []
-            for partition, columns in queue:
-                self._append(partition, columns, None)
+            counted, self._counted = self._counted, 0
+            for at, (partition, columns) in enumerate(queue):
+                records = self._append(partition, columns, None)
+                if at < counted:
+                    self._appended[partition.topic] -= records
             self._cluster.notify()
         if self._unreported:
             self._unreported = False
@@ -97,15 +102,21 @@ class MemoryProducer:
 
     def take_acknowledged(self) -> Mapping[str, int]:
         appended, self._appended = self._appended, Counter()
-        if self._queue:
-            appended[""] -= sum(len(columns.values) for _, columns in self._queue)
+        # As a client counts them when they are queued: these are not counted again when they are appended.
+        for partition, columns in self._queue[self._counted :]:
+            appended[partition.topic] += len(columns.values)
+            appended[""] -= len(columns.values)
+        self._counted = len(self._queue)
         return appended
 
-    def _append(self, partition: TopicPartition, columns: Columns, transaction: Transaction | None) -> None:
+    def _append(self, partition: TopicPartition, columns: Columns, transaction: Transaction | None) -> int:
+        """Append to the log; return how many records it has taken."""
         log = self._cluster.existing_log(partition)
         before = log.next_offset
         log.append(columns, transaction)
-        self._appended[partition.topic] += log.next_offset - before
+        taken = log.next_offset - before
+        self._appended[partition.topic] += taken
+        return taken
 
     def init_transactions(self, timeout: float) -> None:  # noqa: ARG002  # this broker answers at once
         self._cluster.step("init_transactions")
