@@ -101,27 +101,30 @@ class KafkaProducer:
         topic, headers, partitions = output.topic, output.headers, output.partitions
         produce = self._client.produce
         partition = -1 if output.partition is None else output.partition
+        times = output.timestamps
+        if at < stop and min(times) < 1:
+            # For the client, 0 means now, which is right for records without one; an actual 0 becomes 1.
+            times = [max(stamp or 1, 0) for stamp in times]
         while at < stop:
             begun = at
             try:
-                # Positional arguments save a fifth of this call's time, for every record. For the client, the
-                # timestamp 0 means now, which is right for records without one; an actual 0 becomes 1.
+                # Positional arguments save a fifth of this call's time, for every record.
                 if partitions is not None:
                     headers = [None] * len(output) if headers is None else headers
                     for key, value, stamp, header, place in _part(
-                        at, stop, output.keys, output.values, output.timestamps, headers, partitions
+                        at, stop, output.keys, output.values, times, headers, partitions
                     ):
-                        produce(topic, value, key, place, sent, None, max(stamp or 1, 0), header)
+                        produce(topic, value, key, place, sent, None, stamp, header)
                         at += 1
                 elif headers is None:
-                    for key, value, stamp in _part(at, stop, output.keys, output.values, output.timestamps):
-                        produce(topic, value, key, partition, sent, None, max(stamp or 1, 0))
+                    for key, value, stamp in _part(at, stop, output.keys, output.values, times):
+                        produce(topic, value, key, partition, sent, None, stamp)
                         at += 1
                 else:
                     for key, value, stamp, header in _part(
-                        at, stop, output.keys, output.values, output.timestamps, headers
+                        at, stop, output.keys, output.values, times, headers
                     ):
-                        produce(topic, value, key, partition, sent, None, max(stamp or 1, 0), header)
+                        produce(topic, value, key, partition, sent, None, stamp, header)
                         at += 1
             except BufferError:
                 # The queue is full: wait until the broker has acknowledged some of it.

@@ -13,13 +13,13 @@ from streams.records import total_bytes
 from streams.replay.bounded.joined import JoinedFetched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from streams.broker import Broker, Consumer
     from streams.records import Fetched, TopicPartition
     from streams.replay.bounded.throttle import Throttle
 
-POLL_RECORDS: Final = 5_000
+POLL_RECORDS: Final = 20_000
 POLL_SECONDS: Final = 0.2
 SILENCE_SECONDS: Final = 60.0
 """How long no record may arrive before the end of the range."""
@@ -52,7 +52,8 @@ def read_range(
     waiting = _Waiting(size)
     try:
         consumer.assign({partition: start})
-        for fetched in _until(consumer, partition, start, end):
+        # A poll that completes a piece, and no more, saves that its records are cut and joined.
+        for fetched in _until(consumer, partition, start, end, lambda: waiting.missing):
             throttle.spend(fetched)
             yield from waiting.add(fetched)
         yield from waiting.rest()
@@ -60,11 +61,13 @@ def read_range(
         consumer.close()
 
 
-def _until(consumer: Consumer, partition: TopicPartition, start: int, end: int) -> Iterator[Fetched]:
+def _until(
+    consumer: Consumer, partition: TopicPartition, start: int, end: int, wanted: Callable[[], int]
+) -> Iterator[Fetched]:
     deadline = time.monotonic() + SILENCE_SECONDS
     reached, reported = start, False
     while reached < end:
-        polled = consumer.poll(POLL_RECORDS, POLL_SECONDS)
+        polled = consumer.poll(min(POLL_RECORDS, wanted()), POLL_SECONDS)
         if partition in polled.out_of_range:
             lost = polled.out_of_range[partition]
             raise TopicError(
@@ -115,6 +118,11 @@ class _Waiting:
         self._rows = 0
         self._bytes = 0
         """Of keys and values."""
+
+    @property
+    def missing(self) -> int:
+        """How many records complete the next piece at most."""
+        return self._size - self._rows
 
     def add(self, fetched: Fetched) -> Iterator[Fetched]:
         """Append records, and return the pieces that are now complete."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streams.state.store import Databases
     from streams.topology.graph import Subtopology
 
-SLICE_RECORDS: Final = 20_000
+SLICE_RECORDS: Final = 10_000
 """The size of slices: the more records, the more of them have the same key, and share its work."""
 
 PASSED_RECORDS: Final = 2_000
