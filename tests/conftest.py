@@ -84,7 +84,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     with_broker = {item.path for item in items if item.get_closest_marker("kafka")}
     with_processes = [here / "connectors", here / "devstack", here / "cli", here / "process"]
-    long = [here / name for name in ("simulation", "replay", "operators", "runtime", "jobs", "contract")]
+    long = [here / name for name in ("simulation", "replay", "operators", "state", "runtime", "jobs")]
     waiting: dict[Path, int] = {}
     computing: dict[Path, int] = {}
     for path in dict.fromkeys(item.path for item in items):

@@ -67,8 +67,8 @@ def test_an_alert_outlives_the_worker_that_raised_it_and_is_told_once(copy: Copy
         file = tmp_path / "alerts.toml"
         file.write_text(FILE.format(url=hook.url))
         copy.environment["COPY_SLOW_SECONDS"] = "0.2"
-        copy.produce([f"v{number}" for number in range(150)])
-        workers = [copy.start(alerts_file=file) for _ in range(2)]
+        copy.produce([f"v{number}" for number in range(100)])
+        workers = [copy.start(alerts_file=file, transaction_timeout=3) for _ in range(2)]
         behind = ("StreamsBehind", copy.input)
         copy.wait_for(lambda: (*behind, "firing") in hook.states(), 90, "it is raised")
 
@@ -85,7 +85,7 @@ def test_an_alert_outlives_the_worker_that_raised_it_and_is_told_once(copy: Copy
         # It was the other one that cleared it, once all was processed.
         assert [event["alert"] for event in other.events("alert cleared")] == [f"StreamsBehind/{copy.input}"]
         assert not other.events("alert raised", "alerts failed")
-        assert sum(copy.outputs().values()) == 150
+        assert sum(copy.outputs().values()) == 100
 
         with watching(copy, file, tmp_path / "watch.log"):
             other.kill()
