@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 TOGETHER_MILLISECONDS: Final = 10_000
 """Changes with less time between them are of one rebalance: workers give up first, others take over then."""
 
+LONGEST_MILLISECONDS: Final = 60_000
+"""One that takes longer is more than one: in a storm, there is always a change within the last seconds."""
+
 WHY: Final = {
     Reason.POLL_DEADLINE.value: "{} did not poll for poll_deadline, as its code did not return",
     Reason.SESSION.value: "{} was not heard of for as long as a session lasts: frozen, or cut off",
@@ -60,7 +63,12 @@ def rebalance_rows(changes: Sequence[MemberRebalance]) -> list[RebalanceRow]:
     """Rebalances, the newest first, from changes that are in that order."""
     groups: list[list[MemberRebalance]] = []
     for item in changes:
-        if groups and groups[-1][-1].change.time - item.change.time <= TOGETHER_MILLISECONDS:
+        time = item.change.time
+        if (
+            groups
+            and groups[-1][-1].change.time - time <= TOGETHER_MILLISECONDS
+            and groups[-1][0].change.time - time <= LONGEST_MILLISECONDS
+        ):
             groups[-1].append(item)
         else:
             groups.append([item])

@@ -67,13 +67,17 @@ class DrawnBox(NamedTuple):
 
 
 class DrawnEdge(NamedTuple):
-    """A line, and where its label is. ``source`` or ``target`` is empty where that is a topic."""
+    """A line, and where its label is. ``source`` or ``target`` is empty where that is a topic.
+
+    One without both is of a global table. One of ``store`` is no flow: the target uses a store of the source.
+    """
 
     source: str
     target: str
     path: str
     x: float
     y: float
+    store: bool = False
 
 
 class Drawing(NamedTuple):
@@ -139,10 +143,25 @@ def _part(part: SubtopologyDescription) -> _Part:
     names = {node.name for node in part.nodes}
     layout = layered(
         {node.name: Size(NODE.width, _height(node)) for node in part.nodes},
-        [(parent, node.name) for node in part.nodes for parent in node.parents if parent in names],
+        [
+            *((parent, node.name) for node in part.nodes for parent in node.parents if parent in names),
+            *_store_edges(part),
+        ],
         last=[node.name for node in part.nodes if node.role == "sink"],
     )
     return _Part(part, layout, Size(layout.width + 2 * PADDING, layout.height + 2 * PADDING + TITLE))
+
+
+def _store_edges(part: SubtopologyDescription) -> list[tuple[str, str]]:
+    """From the step that owns a store, which is described first, to the others that use it."""
+    owners: dict[str, str] = {}
+    found = []
+    for node in part.nodes:
+        for store in node.stores:
+            owner = owners.setdefault(store, node.name)
+            if owner != node.name and owner not in node.parents:
+                found.append((owner, node.name))
+    return found
 
 
 def _height(node: NodeDescription) -> float:
@@ -232,8 +251,11 @@ def _nodes(part: _Part, corner: Point) -> list[DrawnNode]:
 
 def _inner_edges(part: _Part, corner: Point) -> list[DrawnEdge]:
     x, y = corner[0] + PADDING, corner[1] + PADDING + TITLE
+    stores = set(_store_edges(part.description))
     return [
-        _edge(source, target, [(x + point[0], y + point[1]) for point in points])
+        _edge(source, target, [(x + point[0], y + point[1]) for point in points])._replace(
+            store=(source, target) in stores
+        )
         for (source, target), points in part.layout.routes.items()
     ]
 
@@ -260,7 +282,10 @@ def _outer_edges(
             found.append(_edge(name, "", points))
         else:
             points[-1] = (x, y)
-            found.append(_edge("", name, points))
+            # The label is above the box, whose title it would cover.
+            found.append(
+                _edge("", name, points)._replace(x=round(points[0][0], 1), y=round(points[0][1] + 22, 1))
+            )
     return found
 
 

@@ -115,7 +115,7 @@ def _context(app: AppSnapshot, found: _Drawn, selected: str | None) -> dict[str,
         "chosen_part": next((number for number, node in graph.nodes if node is chosen), None),
         "children": [node.name for _, node in graph.nodes if selected in node.parents],
         "by_worker": workers_of(app, chosen.name) if chosen is not None else [],
-        "measured": any(item.rate is not None for item in figures.values()),
+        "measured": any(item.share is not None for item in figures.values()),
         "connectors": {
             name: problem for worker in app.report.workers for name, problem in worker.problems.items()
         },
