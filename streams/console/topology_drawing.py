@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -24,8 +25,10 @@ TOPIC: Final = Size(176.0, 34.0)
 PADDING: Final = 18.0
 TITLE: Final = 24.0
 MARGIN: Final = 12.0
-WIDEST: Final = 1_300.0
-"""Parts of the graph without a connection are beside each other up to this width."""
+LEAST_WIDTH: Final = 1_300.0
+RATIO: Final = 1.5
+"""Parts of the graph without a connection are beside each other up to this width, or, if there are many, so
+that the drawing is about so many times wider than high."""
 
 MOST_TOPICS: Final = 6
 """Of a source that reads more, the topics are drawn as one."""
@@ -184,8 +187,8 @@ def _assembled(
     corners: dict[str, Point] = {}
     routes: dict[tuple[str, str], list[Point]] = {}
     left, top, shelf, width = MARGIN, MARGIN, 0.0, 0.0
-    for component in _components(sizes, [(above, below) for above, below, _ in links]):
-        layout = layered(
+    layouts = [
+        layered(
             {name: sizes[name] for name in component},
             [(above, below) for above, below, _ in links if above in component],
             late_roots=True,
@@ -193,7 +196,12 @@ def _assembled(
             layer_gap=52.0,
             ports=ports,
         )
-        if left > MARGIN and left + layout.width > WIDEST:
+        for component in _components(sizes, [(above, below) for above, below, _ in links])
+    ]
+    area = sum(layout.width * layout.height for layout in layouts)
+    widest = max(LEAST_WIDTH, math.sqrt(area * RATIO))
+    for layout in layouts:
+        if left > MARGIN and left + layout.width > widest:
             left, top, shelf = MARGIN, top + shelf + 2 * MARGIN, 0.0
         for name, place in layout.places.items():
             corners[name] = left + place.x - sizes[name].width / 2, top + place.y
