@@ -7,7 +7,7 @@ regression for each layer, which is the closest to what its neighbours want that
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 ORDER_SWEEPS: Final = 12
-PLACE_SWEEPS: Final = 12
+PLACE_SWEEPS: Final = 24
 BEND_WIDTH: Final = 14.0
 """The width that an edge has in the layers that it passes."""
 
 STRAIGHT: Final = 6.0
-"""How much more a straight edge through layers counts than one between neighbours."""
+"""How much more a straight edge counts that passes layers, or is in a chain."""
 
 
 class Size(NamedTuple):
@@ -268,13 +268,16 @@ class _Drawing:
         above: defaultdict[int, list[tuple[int, float, float]]] = defaultdict(list)
         below: defaultdict[int, list[tuple[int, float, float]]] = defaultdict(list)
         names = len(self._names)
+        leaving = Counter(edge.upper for edge in self._edges)
+        entering = Counter(edge.lower for edge in self._edges)
         for edge in self._edges:
-            weight = STRAIGHT if edge.upper >= names or edge.lower >= names else 1.0
+            alone = leaving[edge.upper] == 1 and entering[edge.lower] == 1
+            weight = STRAIGHT if alone or edge.upper >= names or edge.lower >= names else 1.0
             above[edge.lower].append((edge.upper, edge.upper_port - edge.lower_port, weight))
             below[edge.upper].append((edge.lower, edge.lower_port - edge.upper_port, weight))
         for sweep in range(PLACE_SWEEPS):
             downward = sweep % 2 == 0
-            both = sweep >= PLACE_SWEEPS - 4
+            both = sweep >= PLACE_SWEEPS // 3
             for layer in self._order if downward else reversed(self._order):
                 desired, weights = [], []
                 for node in layer:

@@ -118,7 +118,12 @@ def rows_of(app: AppSnapshot) -> Rows:
             )
         )
     found += [PartitionRow(item.topic, item.partition, None, None) for item in app.report.missing]
-    return Rows(found, sorted(restores.values(), key=lambda item: (-(item.left or math.inf), item.task)))
+    return Rows(found, sorted(restores.values(), key=_longest))
+
+
+def _longest(restore: Restore) -> tuple[float, tuple[int, int]]:
+    left = restore.left
+    return -math.inf if left is None else -left, _task_order(restore.task)
 
 
 def _worst(row: PartitionRow) -> tuple[object, ...]:

@@ -150,14 +150,29 @@ def step_figures(app: AppSnapshot, graph: GraphDescription) -> dict[str, StepFig
                 seconds = sum(seconds for _, seconds in of_step)
                 share = sum(step.share * seconds for step, seconds in of_step) / seconds
                 busiest = max(step.share for step, _ in of_step)
-        if node.role == "source":
-            rate = read[node.name]
         found[node.name] = StepFigures(rate, share, busiest, letters, skipped, late, new)
+    for _, node in graph.nodes:
+        if node.role == "source":
+            found[node.name] = found[node.name]._replace(rate=_read(node, graph, found, read))
     return found
 
 
+def _read(
+    node: NodeDescription,
+    graph: GraphDescription,
+    figures: Mapping[str, StepFigures],
+    read: Mapping[str, float | None],
+) -> float | None:
+    """What a source reads: what reaches a step that follows only it.
+
+    Without such a step, by the offsets of its partitions, which also count markers of transactions.
+    """
+    following = [other.name for _, other in graph.nodes if other.parents == (node.name,)]
+    return figures[following[0]].rate if following else read[node.name]
+
+
 def _source_rates(app: AppSnapshot, graph: GraphDescription) -> dict[str, float | None]:
-    """What each source reads, by the figures of its partitions."""
+    """What each source reads, by the offsets of its partitions."""
     partitions: defaultdict[str, list[PartitionStatus]] = defaultdict(list)
     for _, item in app.partitions:
         partitions[item.topic].append(item)

@@ -105,7 +105,7 @@ def test_rates_shares_and_failures_are_of_all_workers_and_the_bottleneck_is_mark
     def at(name: str, moment: int, seconds: float, records: int):
         return report(
             name,
-            partition(0 if name == "a" else 1, processing_rate=50.0),
+            partition(0 if name == "a" else 1, processing_rate=90.0),
             at=moment,
             steps=[
                 step("check", records, seconds / 9, dead_letters=3),
@@ -134,7 +134,7 @@ def test_rates_shares_and_failures_are_of_all_workers_and_the_bottleneck_is_mark
     assert re.search(r'class="edge-rate"[^>]*>50.0/s<', text)
     assert "step &#39;enrich&#39; takes 80% (a)" in text
     assert "enrich bottleneck join" in plain(text.partition('id="steps"')[2])
-    # What the source reads is by its partitions.
+    # What a source reads is what reaches the step behind it: offsets count markers of transactions, too.
     assert "100/s" in plain(node(text, "orders"))
     assert "enrich step bottleneck close step &#39;enrich&#39; takes 80% Operator join" in details
     assert "a 60.0/s 90% 0 0 1 b 40.0/s 30% 0 0 1" in details

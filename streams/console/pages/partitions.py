@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from streams.console.console import Console
 
 PAGE_ROWS: Final = 200
-MOST_RESTORES: Final = 50
+MOST_RESTORES: Final = 10
 
 COLUMNS: Final = (
     ("partition", "Partition", ""),

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ZOOMS: Final = {"fit": "fit", "75": "75 %", "100": "100 %", "150": "150 %"}
 """Sizes of the drawing, in percent of its own; ``fit`` is the page's width."""
 
+SHOWN_WORKERS: Final = 12
+
 HOT: Final = 0.7
 WARM: Final = 0.3
 """Shares of the workers' time from which a step is marked."""
@@ -115,6 +117,7 @@ def _context(app: AppSnapshot, found: _Drawn, selected: str | None) -> dict[str,
         "chosen_part": next((number for number, node in graph.nodes if node is chosen), None),
         "children": [node.name for _, node in graph.nodes if selected in node.parents],
         "by_worker": workers_of(app, chosen.name) if chosen is not None else [],
+        "shown_workers": SHOWN_WORKERS,
         "measured": any(item.share is not None for item in figures.values()),
         "connectors": {
             name: problem for worker in app.report.workers for name, problem in worker.problems.items()

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 STAGES: Final = ("decode", "process", "produce", "commit")
 """What a busy worker does; the rest of its time it polls, waiting for input."""
 
-SHOWN_REBALANCES: Final = 100
+SHOWN_REBALANCES: Final = 25
+MOST_REBALANCES: Final = 200
+"""Those that are shown if all are asked for."""
+
 SHOWN_CHANGES: Final = 200
 SHOWN_PARTITIONS: Final = 20
 SHOWN_WORKERS: Final = 200
@@ -115,6 +118,7 @@ def routes(console: Console) -> Sequence[Route]:
             ("members", app.name), lambda: members_of(app.name), keep=MEMBERS_SECONDS
         )
         recent = [item for item in app.rebalances if item.change.time > app.time - HOUR]
+        shown = MOST_REBALANCES if query.get("all") else SHOWN_REBALANCES
         return console.render(
             request,
             "workers.html",
@@ -133,8 +137,9 @@ def routes(console: Console) -> Sequence[Route]:
             only=only,
             reasons=REASONS,
             names=sorted({item.worker for item in app.rebalances}),
-            rebalances=rebalances[:SHOWN_REBALANCES],
-            more_rebalances=max(0, len(rebalances) - SHOWN_REBALANCES),
+            rebalances=rebalances[:shown],
+            more_rebalances=max(0, len(rebalances) - shown),
+            all_of_them=query.get("all") and "1",
             opened=int(opened) if opened.isascii() and opened.isdecimal() and len(opened) < 16 else None,
             shown_changes=SHOWN_CHANGES,
             shown_partitions=SHOWN_PARTITIONS,
