@@ -18,6 +18,8 @@ from tests.support.worker_reports import console_of, milliseconds, partition, re
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
+    from streams.monitoring.worker_report import WorkerReport
+
 PATH = "/apps/shop/partitions"
 
 
@@ -55,7 +57,7 @@ def broker() -> MemoryBroker:
     return made
 
 
-def crowd() -> list:
+def crowd() -> list[WorkerReport]:
     return [
         report(
             "a",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +13,9 @@ from streams.console.rebalance_history import OTHERS, rebalance_rows
 from streams.console.recent_reports import MemberRebalance
 from tests.support.waiting import wait_until
 from tests.support.worker_reports import console_of, milliseconds, partition, rebalance, report, task
+
+if TYPE_CHECKING:
+    from streams.monitoring.worker_report import WorkerReport
 
 PATH = "/apps/shop/workers"
 
@@ -33,7 +36,7 @@ def figure(text: str, name: str) -> str:
     return plain(found[1])
 
 
-def wanted(*parts: tuple[float | None, float | None]) -> list:
+def wanted(*parts: tuple[float | None, float | None]) -> list[WorkerReport]:
     return [
         report(f"w{number}", workers_wanted=want, workers_useful=useful)
         for number, (want, useful) in enumerate(parts)

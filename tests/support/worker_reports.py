@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,7 +21,7 @@ from streams.monitoring.worker_report import (
     WorkerHistory,
     WorkerReport,
 )
-from streams.queries.http import JSON, Response
+from streams.queries.http import JSON, Request, Response
 from streams.queries.http_server import HttpServer
 from tests.support.waiting import wait_until
 
@@ -112,23 +113,18 @@ class ServedWorkers:
         self.reports = dict(reports)
         self.addresses = []
         for name in reports:
-            server = stack.enter_context(
-                HttpServer(
-                    "127.0.0.1",
-                    0,
-                    {
-                        "/status": lambda name=name: self._status(name),
-                        "/topology": lambda: Response(200, topology.encode(), JSON),
-                    },
-                    {"/history": lambda _, name=name: self._history(name)},
-                )
-            )
+            routes = {
+                "/status": partial(self._status, name),
+                "/topology": partial(Response, 200, topology.encode(), JSON),
+            }
+            history = {"/history": partial(self._history, name)}
+            server = stack.enter_context(HttpServer("127.0.0.1", 0, routes, history))
             self.addresses.append(f"127.0.0.1:{server.port}")
 
     def _status(self, name: str) -> Response:
         return Response(200, msgspec.json.encode(self.reports[name]), JSON)
 
-    def _history(self, name: str) -> Response:
+    def _history(self, name: str, _: Request) -> Response:
         return Response(200, msgspec.json.encode(WorkerHistory(worker=name, started=1_000, samples=[])), JSON)
 
 
