@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.console.history import History
+    from streams.console.recent_reports import MemberRebalance, WorkerRates
     from streams.monitoring.app_report import AppReport
     from streams.monitoring.worker_report import FiringAlert, PartitionStatus, WorkerReport
 
@@ -29,6 +31,10 @@ class AppSnapshot(NamedTuple):
     """The address of each worker that answers, by its name."""
     problems: Sequence[str]
     """What could not be read, in sentences."""
+    rates: Mapping[str, WorkerRates] = MappingProxyType({})
+    """What workers have done in the last seconds, by name; without those of which it is not known yet."""
+    rebalances: Sequence[MemberRebalance] = ()
+    """The last changes of partitions, the newest first, also of workers that are gone."""
 
     @property
     def alerts(self) -> Sequence[FiringAlert]:

@@ -8,6 +8,7 @@ import msgspec
 
 from streams.console.app_snapshot import AppSnapshot
 from streams.console.history import STEP, History, Mark
+from streams.console.recent_reports import RecentReports
 from streams.monitoring.app_report import put_together
 from streams.monitoring.series import KEPT_SAMPLES
 from streams.monitoring.worker_report import WorkerHistory, WorkerReport
@@ -49,7 +50,10 @@ class Watched:
         self._headers = dict(headers)
         self._tls = tls
         self._history = History()
+        self._recent = RecentReports()
         self._topology: Mapping[str, Any] | None = None
+        self._topology_of: tuple[str, int] | None = None
+        """The worker that has said it, and when that had started: another one may have another topology."""
         if program is not None:
             self._topology = msgspec.json.decode(program.topology.describe("json"))
 
@@ -67,10 +71,15 @@ class Watched:
             if found is not None:
                 self._history.add(found.worker, found.samples)
         workers = [report for report in reports.values() if report is not None]
+        self._recent.add([report for report in workers if report.app == self.name], now)
         self._history.mark(list(_marks(workers)))
         self._history.forget_before(now - KEPT_SAMPLES * STEP)
-        if self._topology is None and answered:
-            self._topology = self._read_topology(next(iter(answered.values())))
+        started = {(worker.worker, worker.started) for worker in workers if worker.worker in answered}
+        if self.program is None and started and self._topology_of not in started:
+            newest = max(started, key=lambda worker: worker[1])
+            topology = self._read_topology(answered[newest[0]])
+            if topology is not None:
+                self._topology, self._topology_of = topology, newest
         return AppSnapshot(
             self.name,
             self.program,
@@ -80,6 +89,8 @@ class Watched:
             self._topology,
             answered,
             [self.problem] if self.problem else [],
+            self._recent.rates(),
+            self._recent.rebalances,
         )
 
     def _report(self, address: str) -> WorkerReport | None:

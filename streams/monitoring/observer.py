@@ -192,11 +192,15 @@ class Observer:
         if now - self._retention_read < RETENTION_SECONDS:
             return
         self._retention_read = now
-        topics = {partition.topic for partition in self._observers}
+        # From its own topics, the app deletes only what it has processed.
+        losing = [item for item in self._observers if item.topic not in self._worker.purged_topics]
+        if not losing:
+            return
+        topics = {partition.topic for partition in losing}
         self._retention = {
             topic: _seconds(settings) for topic, settings in self._admin.settings(topics).items()
         }
-        for partition, beginning in self._admin.beginning_offsets(self._observers.keys()).items():
+        for partition, beginning in self._admin.beginning_offsets(losing).items():
             self._observers[partition].beginning(beginning, self._retention.get(partition.topic), now)
 
     def _read_open_transactions(self, admin: Admin, now: float) -> None:

@@ -49,7 +49,7 @@ class StepStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     step: str
     records: int
-    """Records that reached it."""
+    """Records that reached it; 0 for a source, whose records its partitions count."""
     seconds: float
     """Its own time, waiting included."""
     dead_letters: int
@@ -142,6 +142,12 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     """The same where a task counts as one worker at most."""
     alerts: list[FiringAlert] = []
     """The app's alerts that fire, if it has alerts; each worker reports the same ones."""
+    sink_seconds: dict[str, float] = {}
+    """How long it has waited for the systems of sinks since the start, by the sink's step."""
+    workers_wanted: float | None = None
+    """Its part of how many workers the app needs; the sum over all workers is to be rounded up."""
+    workers_useful: float | None = None
+    """The same where a task counts as one worker at most; see ``WorkersWanted``. ``None`` is unknown."""
 
 
 class WorkerHistory(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +175,7 @@ def report(
     tasks, restoring = worker.tasks, worker.restoring
     owners = worker.owners
     problems = {stall.partition: stall.reason for stall in watchdog.stalls}
-    stages = worker.stages
+    stages, workers = worker.stages, observation.workers
     return WorkerReport(
         app=worker.application,
         worker=worker.name,
@@ -204,12 +210,13 @@ def report(
             StepStatus(
                 step=step,
                 records=total.step_records.get(step, 0),
-                seconds=seconds,
+                seconds=total.step_seconds.get(step, 0.0),
                 dead_letters=total.dead_letters[step],
                 skipped=total.skipped[step],
                 late=total.late[step],
             )
-            for step, seconds in total.step_seconds.items()
+            # Sources have no time of their own, but records that they cannot read.
+            for step in dict.fromkeys((*total.step_seconds, *total.dead_letters, *total.skipped, *total.late))
         ],
         rebalances=[
             RebalanceStatus(
@@ -226,6 +233,9 @@ def report(
         workers_wanted=None if observation.workers is None else observation.workers.wanted,
         workers_useful=None if observation.workers is None else observation.workers.useful,
         alerts=list(alerts),
+        sink_seconds=dict(worker.sink_seconds),
+        workers_wanted=None if workers is None else workers.wanted,
+        workers_useful=None if workers is None else workers.useful,
     )
 
 

@@ -70,6 +70,11 @@ class Cleanup:
         self._topics_at = float("inf")
         self._missing: set[str] = set()
 
+    @property
+    def purged_topics(self) -> Collection[str]:
+        """The topics from which it deletes records, once they are committed; from any thread."""
+        return self._repartitions | self._kept
+
     def committed(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Delete the consumed records of repartition topics, if due."""
         for partition, offset in offsets.items():

@@ -358,6 +358,11 @@ class Worker:
             self._grown = more_partitions(topic, known)
 
     @property
+    def purged_topics(self) -> Collection[str]:
+        """The app's own topics, from which it deletes what is committed; from any thread."""
+        return self._cleanup.purged_topics
+
+    @property
     def skipped_offsets(self) -> dict[TopicPartition, int]:
         """The number of offsets of each partition skipped by ``out_of_range_reset``."""
         return self._lost.skipped

@@ -38,6 +38,8 @@ def worker(name: str, *partitions: PartitionStatus, **report: Any) -> WorkerRepo
     known: dict[str, Any] = {
         "app": "shop",
         "version": "1",
+        "started": 0,
+        "memory_bytes": None,
         "state": "running",
         "time": 1_000,
         "measured": 1_000,

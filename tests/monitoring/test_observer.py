@@ -102,6 +102,12 @@ class Site(MemoryCluster):
         return self.observer.latest.partitions[place]
 
 
+def repartitioning() -> App:
+    app = App("repartitioning")
+    app.stream("in", value=Text()).key_by(str, name="by-value", key=Text()).repartition("by-value").to("out")
+    return app
+
+
 def copying() -> App:
     app = App("copying")
     app.stream("in", value=Text()).to("out")
@@ -259,3 +265,16 @@ def test_steps_have_their_own_time_and_the_records_that_reach_them():
     (counts,) = [item for item in site.worker.counts if item.step_records]
     assert counts.step_records == {"keep": 4, "upper": 3, "write": 3}
     assert all(seconds > 0 for seconds in counts.step_seconds.values())
+
+
+def test_what_the_app_deletes_itself_was_processed_and_is_no_loss():
+    site = Site(app=repartitioning())
+    found = set()
+    for _ in range(240):
+        # More in some seconds than the worker gets to before it is observed.
+        site.append(5)
+        site.worker.run_once()
+        site.pass_time(1)
+        found |= {place.topic for place, item in site.observer.latest.partitions.items() if item.lag}
+        assert [item.deleted_in for item in site.observer.latest.partitions.values()] == [None, None]
+    assert any("repartition" in topic for topic in found)
