@@ -35,6 +35,13 @@ class Lookup(NamedTuple, Generic[T]):
     """What went wrong; empty if nothing did."""
     begun: int
     done: bool
+    before: T | None = None
+    """The result of the lookup before, while it is looked up again."""
+
+    @property
+    def known(self) -> T | None:
+        """The result, or the one before while it is looked up again."""
+        return self.before if self.value is None and not self.done else self.value
 
     @property
     def pending(self) -> bool:
@@ -46,6 +53,7 @@ class _Running(NamedTuple):
     future: Future[Any]
     begun: int
     monotonic: float
+    before: Any = None
 
 
 class Lookups:
@@ -65,7 +73,8 @@ class Lookups:
         with self._lock:
             running = self._running.get(what)
             if running is None or (running.future.done() and now - running.monotonic > keep):
-                running = _Running(self._pool.submit(run), time.time_ns() // 1_000_000, now)
+                before = None if running is None else _result(running.future)
+                running = _Running(self._pool.submit(run), time.time_ns() // 1_000_000, now, before)
                 self._running[what] = running
             self._running.move_to_end(what)
             while len(self._running) > KEPT:
@@ -75,7 +84,7 @@ class Lookups:
             return Lookup(running.future.result(AT_ONCE_SECONDS), "", running.begun, True)
         except FutureTimeoutError:
             if not running.future.done():
-                return Lookup(None, "", running.begun, False)
+                return Lookup(None, "", running.begun, False, running.before)
             return Lookup(None, "it took too long", running.begun, True)
         except StreamsError as error:
             return Lookup(None, str(error), running.begun, True)
@@ -92,3 +101,8 @@ class Lookups:
     def close(self) -> None:
         """Stop. Does not wait for what is running."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(future: Future[Any]) -> Any:
+    """What a lookup that has ended has found; ``None`` if it failed."""
+    return None if future.cancelled() or future.exception() is not None else future.result()
