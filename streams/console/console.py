@@ -198,12 +198,12 @@ class Console:
 
     # --- pages
 
-    def url(self, request: Request, path: str, **query: object) -> str:
+    def url(self, request: Request, path: str, /, **query: object) -> str:
         """The address of a page, wherever the console is mounted; ``None`` is left out."""
         pairs = {name: value for name, value in query.items() if value is not None}
         return f"{request.scope.get('root_path', '')}{path}{f'?{urlencode(pairs)}' if pairs else ''}"
 
-    def app_url(self, request: Request, app: str, page: str, **query: object) -> str:
+    def app_url(self, request: Request, app: str, page: str, /, **query: object) -> str:
         """The address of a page of an app."""
         return self.url(request, f"/apps/{quote(app, safe='')}/{page}", **query)
 
@@ -234,8 +234,8 @@ class Console:
             "app": app,
             "live": live,
             "read_only": self.read_only,
-            "url": lambda path, **query: self.url(request, path, **query),
-            "app_url": lambda name, to, **query: self.app_url(request, name, to, **query),
+            "url": lambda path, /, **query: self.url(request, path, **query),
+            "app_url": lambda name, to, /, **query: self.app_url(request, name, to, **query),
             "form_token": Markup('<input type="hidden" name="{}" value="{}">').format(
                 FORM_TOKEN, self.sessions.form_token(request)
             ),

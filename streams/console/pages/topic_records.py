@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from starlette.routing import Route
 
     from streams.console.console import Console
+    from streams.console.lookups import Lookup
 
 KEEP_SECONDS: Final = 60.0
 LONGEST: Final = 200_000
@@ -77,6 +78,13 @@ def record_routes(console: Console) -> Sequence[Route]:
         except Exception as error:  # noqa: BLE001 - the records are shown all the same
             return "", TopicFormat(), str(error)
 
+    def look(wanted: Wanted, app: str) -> Lookup[RecordsFound]:
+        def run() -> RecordsFound:
+            of, known, why = form(wanted.topic, app)
+            return RecordsFound(read_page(console.collector.broker, known, console.values, wanted), of, why)
+
+        return console.lookups.get(("topic records", wanted.topic, wanted, app), run, keep=KEEP_SECONDS)
+
     def records(request: Request) -> Response:
         topic = known_topic(console, request)
         if "again" in request.query_params:
@@ -84,22 +92,13 @@ def record_routes(console: Console) -> Sequence[Route]:
             rest = {name: text for name, text in request.query_params.items() if name != "again"}
             return RedirectResponse(console.url(request, f"/topics/{topic}", **rest), 303)
         query = {name: text.strip() for name, text in request.query_params.items()}
+        wanted = found = None
+        problem = ""
         try:
             wanted = _wanted(console, topic, query)
+            found = look(wanted, query.get("app", ""))
         except (ConfigurationError, ValueError) as error:
             problem = str(error)
-            wanted, found = None, None
-        else:
-            problem = ""
-            app = query.get("app", "")
-
-            def run() -> RecordsFound:
-                of, known, why = form(topic, app)
-                return RecordsFound(
-                    read_page(console.collector.broker, known, console.values, wanted), of, why
-                )
-
-            found = console.lookups.get(("topic records", topic, wanted, app), run, keep=KEEP_SECONDS)
         page = None if found is None or found.value is None else found.value.page
         description = console.cluster.topics.get(topic)
         return console.render(
