@@ -15,8 +15,7 @@ from streams.console.audit import TOPIC as AUDIT_TOPIC
 from streams.console.mounted import served
 from streams.records import Output
 from streams.replay.dead_letters.rows import DeadLetters
-from tests.support.console_browser import Browser, words
-from tests.support.retrying import Retrying
+from tests.support.console_browser import Browser, Forms, words
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -192,6 +191,4 @@ def test_letters_of_three_reasons_are_edited_and_retried(shop: Shop, kafka: Kafk
 
 def page_value(page: str) -> str:
     """The value in the form that edits a dead letter."""
-    from tests.support.console_browser import Forms
-
     return next(fields["value"] for action, fields in Forms(page).found if "/edit" in action)
