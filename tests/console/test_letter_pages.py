@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import pytest
 
 from streams import App, Json, Text
+from streams.broker.range_reader import RangeReader
 from streams.console import letter_index
 from streams.console.letter_index import LetterIndex
 from streams.console.mounted import served
@@ -17,7 +17,11 @@ from tests.support.console_browser import Browser, Forms, words
 from tests.support.retrying import Retrying
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
+
+    import pytest
+
+    from streams.records import Fetched
 
 HOME = "/apps/shop/dead-letters"
 
@@ -151,13 +155,14 @@ def test_an_index_reads_each_letter_once_and_follows_what_happens(monkeypatch: p
     site = site_with(negative(40))
     index = LetterIndex(site.broker, "shop", "shop-dead-letters")
     seen: list[int] = []
-    keep = LetterIndex._keep
 
-    def counting(self: LetterIndex, fetched: Any) -> None:
-        seen.append(len(fetched))
-        keep(self, fetched)
+    class Counting(RangeReader):
+        def read(self, *arguments: Any) -> Generator[Fetched, None, None]:
+            for fetched in super().read(*arguments):
+                seen.append(len(fetched))
+                yield fetched
 
-    monkeypatch.setattr(LetterIndex, "_keep", counting)
+    monkeypatch.setattr(letter_index, "RangeReader", Counting)
     first = index.update()
     assert [(group.step, group.exception, group.count) for group in first.groups] == [
         ("price", "ValueError", 40)

@@ -87,7 +87,7 @@ def all_pages(broker: Any, asked: Wanted) -> list[list[tuple[int, int]]]:
     newest=st.booleans(),
     search=st.booleans(),
 )
-def test_pages_have_each_record_once(partitions: int, times: list[int], newest: bool, search: bool) -> None:  # noqa: FBT001 - hypothesis gives them
+def test_pages_have_each_record_once(partitions: int, times: list[int], newest: bool, search: bool) -> None:
     broker = memory(orders=partitions)
     write(broker, "orders", [b"odd" if number % 2 else b"even" for number in range(len(times))], times=times)
     asked = wanted("orders", newest_first=newest, search=Search(value="odd" if search else ""))
@@ -199,7 +199,7 @@ def test_a_search_ends_in_time_and_continues(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Leaderless:
-    """A broker of which one partition has no leader: requests about it fail, and those about others with it."""
+    """A broker of which one partition has no leader: requests about it, and others with it, fail."""
 
     def __init__(self, broker: MemoryBroker, lost: TopicPartition) -> None:
         self._broker, self._lost = broker, lost
