@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from streams.broker.range_reader import RangeReader
@@ -206,7 +206,8 @@ class LetterIndex:
             if letter.application == self._application and letter.id.offset == offset:
                 with self._lock:
                     self._ledger.read()
-                    return LetterRow(letter, self._ledger.history(letter.id))
+                    # As it is now: the ledger changes its own.
+                    return LetterRow(letter, replace(self._ledger.history(letter.id)))
         return None
 
     def entries(self, letter: LetterId) -> list[tuple[int, Entry]]:

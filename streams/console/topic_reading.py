@@ -28,6 +28,9 @@ SEARCH_SECONDS: Final = 5.0
 MOST_OFFSETS: Final = 100_000
 """Offsets of all partitions that are read at once, backwards: few first, as records may be large."""
 
+ORDERED_PARTITIONS: Final = 32
+"""Up to so many partitions, the newest records are those of the topic; of more, those of each partition."""
+
 PART_OF_TIME: Final = 0.7
 """The part of the time left that reading the next ones may take, by the rate so far."""
 
@@ -251,9 +254,12 @@ class _Reading:
             for place, (_, end) in self._bounds.items()
         }
         rows: dict[TopicPartition, list[Row]] = {}
-        count, total, began = 0, PAGE_RECORDS, time.monotonic()
+        # What a search finds may lie anywhere: it is in the order in which it was found.
+        ordered = not self._wanted.search and len(tops) <= ORDERED_PARTITIONS
+        bounds = begins if ordered else dict(tops)
+        total, began = PAGE_RECORDS, time.monotonic()
         with RangeReader(self._broker, self._wanted.isolation) as reader:
-            while count < PAGE_RECORDS:
+            while len(_newest(rows, tops, bounds)[0]) < PAGE_RECORDS:
                 ranges = _windows(tops, begins, total)
                 if not ranges:
                     break
@@ -265,7 +271,6 @@ class _Reading:
                     # The time is over: the next page reads this window again.
                     self.late = True
                     break
-                count += len(window)
                 for row in reversed(window):
                     rows.setdefault(row.place, []).append(row)
                 self.read += sum(stop - start for start, stop in ranges.values())
@@ -274,9 +279,11 @@ class _Reading:
                 rate = self.read / max(0.001, now - began)
                 total = round(min(total * 4, MOST_OFFSETS, rate * (self._deadline - now) * PART_OF_TIME))
                 if total < PAGE_RECORDS:
-                    self.late = count < PAGE_RECORDS
+                    self.late = len(_newest(rows, tops, bounds)[0]) < PAGE_RECORDS
                     break
-        self.found = [shown(self._values, self._form, row) for row in _newest(rows, tops)]
+        newest, left = _newest(rows, tops, bounds)
+        tops.update(left)
+        self.found = [shown(self._values, self._form, row) for row in newest]
         self.rest = {place: top for place, top in tops.items() if top > begins[place]}
         self.late = self.late and bool(self.rest)
 
@@ -336,8 +343,16 @@ def _windows(
     return {place: (max(begins[place], tops[place] - size), tops[place]) for place in left}
 
 
-def _newest(rows: Mapping[TopicPartition, list[Row]], tops: dict[TopicPartition, int]) -> list[Row]:
-    """The newest ones, in the order of offsets within a partition; ``tops`` is moved to what is left out."""
+def _newest(
+    rows: Mapping[TopicPartition, list[Row]],
+    tops: Mapping[TopicPartition, int],
+    bounds: Mapping[TopicPartition, int],
+) -> tuple[list[Row], dict[TopicPartition, int]]:
+    """The newest ones, in the order of offsets within a partition, and where what is left out begins.
+
+    They end where all of a partition's are used up that were read, if there are others before them: if
+    ``tops``, before which nothing was read, are behind ``bounds``.
+    """
     heads = [(-own[0].timestamp, place, 0) for place, own in rows.items()]
     heapq.heapify(heads)
     found: list[Row] = []
@@ -346,9 +361,9 @@ def _newest(rows: Mapping[TopicPartition, list[Row]], tops: dict[TopicPartition,
         found.append(rows[place][at])
         if at + 1 < len(rows[place]):
             heapq.heappush(heads, (-rows[place][at + 1].timestamp, place, at + 1))
-    for _, place, at in heads:
-        tops[place] = rows[place][at].offset + 1
-    return found
+        elif tops[place] > bounds[place]:
+            break
+    return found, {place: rows[place][at].offset + 1 for _, place, at in heads}
 
 
 def parse_places(text: str) -> tuple[tuple[int, int], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -191,11 +192,17 @@ def test_records_are_found_by_fields(query: str, numbers: set[int]) -> None:
 def test_a_search_ends_in_time_and_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     broker = memory(orders=1)
     write(broker, "orders", [b"x"] * 9_999 + [b"needle"], partition=0)
-    monkeypatch.setattr(topic_reading, "SEARCH_SECONDS", 0.0)
+    seconds = topic_reading.SEARCH_SECONDS
     with console(broker) as application:
-        late = Browser(application).page("/topics/orders?value=needle&from=oldest")
-        assert "The time was over" in words(late)
-        assert "Continue the search" in late
+        browser = Browser(application)
+        for order in ("oldest", "newest"):
+            monkeypatch.setattr(topic_reading, "SEARCH_SECONDS", 0.0)
+            late = browser.page(f"/topics/orders?value=needle&from={order}")
+            assert "0 found in 0 offsets" in words(late)
+            assert "The time was over" in words(late)
+            monkeypatch.setattr(topic_reading, "SEARCH_SECONDS", seconds)
+            (link,) = re.findall(r'href="([^"]+)">Continue the search', late)
+            assert "1 found" in browser.words(unescape(link))
 
 
 class Leaderless:

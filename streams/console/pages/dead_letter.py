@@ -105,7 +105,9 @@ def letter_routes(console: Console, access: LetterAccess) -> Sequence[Route]:
         except ConfigurationError as error:
             message = f"{part}: {error.message}" if part else error.message
             text = key.text if message.startswith(("key", "the key")) else value.text
-            attempt = Attempt(key, value, message, position_in(text, message))
+            # Without what browsers add to the ends of lines: so it is read.
+            position = position_in(text.replace("\r\n", "\n"), message)
+            attempt = Attempt(key, value, message, position)
             return _render(console, request, app, view, attempt=attempt, status=422)
         retried = form.get("then") == "retry"
 
