@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from streams.errors import StreamsError
@@ -49,11 +50,17 @@ class Lookup(NamedTuple, Generic[T]):
         return not self.done
 
 
-class _Running(NamedTuple):
+@dataclass(slots=True)
+class _Running:
     future: Future[Any]
     begun: int
-    monotonic: float
     before: Any = None
+    ended: float | None = None
+    """When it ended: what took long is kept as long as what did not."""
+
+    def note_end(self, future: Future[Any]) -> None:
+        assert future is self.future
+        self.ended = time.monotonic()
 
 
 class Lookups:
@@ -72,9 +79,10 @@ class Lookups:
         now = time.monotonic()
         with self._lock:
             running = self._running.get(what)
-            if running is None or (running.future.done() and now - running.monotonic > keep):
+            if running is None or (running.ended is not None and now - running.ended > keep):
                 before = None if running is None else _result(running.future)
-                running = _Running(self._pool.submit(run), time.time_ns() // 1_000_000, now, before)
+                running = _Running(self._pool.submit(run), time.time_ns() // 1_000_000, before)
+                running.future.add_done_callback(running.note_end)
                 self._running[what] = running
             self._running.move_to_end(what)
             while len(self._running) > KEPT:
