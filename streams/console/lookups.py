@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
@@ -88,12 +88,10 @@ class Lookups:
             while len(self._running) > KEPT:
                 _, oldest = self._running.popitem(last=False)
                 oldest.future.cancel()
+        if not wait([running.future], AT_ONCE_SECONDS).done:
+            return Lookup(None, "", running.begun, False, running.before)
         try:
-            return Lookup(running.future.result(AT_ONCE_SECONDS), "", running.begun, True)
-        except FutureTimeoutError:
-            if not running.future.done():
-                return Lookup(None, "", running.begun, False, running.before)
-            return Lookup(None, "it took too long", running.begun, True)
+            return Lookup(running.future.result(), "", running.begun, True)
         except StreamsError as error:
             return Lookup(None, str(error), running.begun, True)
         except Exception as error:  # noqa: BLE001 - the page says it
