@@ -14,8 +14,6 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from httpx import Response
-
 
 class Forms(HTMLParser):
     """The forms of a page: their addresses and what they would send."""
@@ -56,7 +54,7 @@ class Browser:
 
     def page(self, path: str, shows: Callable[[str], bool] = lambda _: True, status: int = 200) -> str:
         """The page at a path, once it is complete and ``shows`` what is waited for."""
-        seen: list[Response] = []
+        seen: list[Any] = []
 
         def complete() -> bool:
             seen.append(self.client.get(path))
@@ -67,13 +65,13 @@ class Browser:
             wait_until(complete, 60)
         except AssertionError:
             raise AssertionError(f"{path}: {seen[-1].status_code}\n{words(seen[-1].text)}") from None
-        return seen[-1].text
+        return str(seen[-1].text)
 
     def words(self, path: str, shows: Callable[[str], bool] = lambda _: True) -> str:
         """The text of a page."""
         return words(self.page(path, shows))
 
-    def send(self, page: str, address: str, **fields: str) -> Response:
+    def send(self, page: str, address: str, **fields: str) -> Any:
         """Send the form of a page whose address ends so, with these fields changed."""
         (form,) = [
             (action, known)
