@@ -353,6 +353,12 @@ class Admin(Protocol):
     def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The offset of the oldest record that exists in each partition."""
 
+    def without_leader(self, topics: Collection[str]) -> set[TopicPartition]:
+        """The partitions of these topics that no broker leads now: they can be neither read nor written.
+
+        Requests about such a partition fail after a while, and with them those about others.
+        """
+
     def offsets_for_times(
         self, times: Mapping[TopicPartition, int], isolation: Isolation = "read_committed"
     ) -> dict[TopicPartition, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping  # noqa: TC003 - msgspec reads the annotation
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -14,8 +15,6 @@ from streams.events import Event, get_logger
 from streams.records import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from streams.broker import Broker
 
 TOPIC: Final = "streams-console-audit"

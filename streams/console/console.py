@@ -127,12 +127,15 @@ class Console:
         """A route of a page, or of a part of one. ``answer`` runs in a thread."""
         return Route(path, answer, methods=["GET"])
 
-    def post(self, path: str, action: str, plan: Callable[[Request, Mapping[str, str]], Planned]) -> Route:
+    def post(
+        self, path: str, action: str, plan: Callable[[Request, Mapping[str, str]], Planned | Response]
+    ) -> Route:
         """A route of an action. ``plan`` and what it returns run in a thread.
 
         The form's token is checked, the action is recorded before and after it is done, and the browser is
         sent to a page that shows what came of it. ``plan`` may raise ``HTTPException``, or ``StreamsError``
-        for a form that cannot be used, before anything is done.
+        for a form that cannot be used, before anything is done. A response that it returns is sent: the
+        form again, with what is wrong in it.
         """
 
         async def do(request: Request) -> Response:
@@ -149,13 +152,15 @@ class Console:
         self,
         request: Request,
         action: str,
-        plan: Callable[[Request, Mapping[str, str]], Planned],
+        plan: Callable[[Request, Mapping[str, str]], Planned | Response],
         form: Mapping[str, str],
     ) -> Response:
         try:
             planned = plan(request, form)
         except StreamsError as error:
             raise HTTPException(400, str(error)) from error
+        if isinstance(planned, Response):
+            return planned
         who = self.who(request)
 
         def record(outcome: str) -> None:

@@ -97,6 +97,18 @@ class ValueFormat:
         self._names = {name for name in masked if "." not in name}
         self._paths = {tuple(name.split(".")) for name in masked if "." in name}
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The last parts of what is masked: bytes that have none of these texts have no masked field."""
+        return frozenset(self._names | {path[-1] for path in self._paths})
+
+    def hides(self, path: tuple[str, ...]) -> bool:
+        """Whether the field at a path is masked, or is part of one that is."""
+        fields = tuple(part for part in path if not part.isdecimal())
+        return any(part in self._names for part in path) or any(
+            fields[: len(own)] == own for own in self._paths
+        )
+
     def masked(self, value: Any, path: tuple[str, ...] = ()) -> Any:
         """A plain value (dictionaries, lists, numbers, strings) without the masked fields' values."""
         if not self._names and not self._paths:

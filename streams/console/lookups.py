@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError as FutureTimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 from streams.errors import StreamsError
@@ -35,6 +36,13 @@ class Lookup(NamedTuple, Generic[T]):
     """What went wrong; empty if nothing did."""
     begun: int
     done: bool
+    before: T | None = None
+    """The result of the lookup before, while it is looked up again."""
+
+    @property
+    def known(self) -> T | None:
+        """The result, or the one before while it is looked up again."""
+        return self.before if self.value is None and not self.done else self.value
 
     @property
     def pending(self) -> bool:
@@ -42,10 +50,17 @@ class Lookup(NamedTuple, Generic[T]):
         return not self.done
 
 
-class _Running(NamedTuple):
+@dataclass(slots=True)
+class _Running:
     future: Future[Any]
     begun: int
-    monotonic: float
+    before: Any = None
+    ended: float | None = None
+    """When it ended: what took long is kept as long as what did not."""
+
+    def note_end(self, future: Future[Any]) -> None:
+        assert future is self.future
+        self.ended = time.monotonic()
 
 
 class Lookups:
@@ -64,19 +79,19 @@ class Lookups:
         now = time.monotonic()
         with self._lock:
             running = self._running.get(what)
-            if running is None or (running.future.done() and now - running.monotonic > keep):
-                running = _Running(self._pool.submit(run), time.time_ns() // 1_000_000, now)
+            if running is None or (running.ended is not None and now - running.ended > keep):
+                before = None if running is None else _result(running.future)
+                running = _Running(self._pool.submit(run), time.time_ns() // 1_000_000, before)
+                running.future.add_done_callback(running.note_end)
                 self._running[what] = running
             self._running.move_to_end(what)
             while len(self._running) > KEPT:
                 _, oldest = self._running.popitem(last=False)
                 oldest.future.cancel()
+        if not wait([running.future], AT_ONCE_SECONDS).done:
+            return Lookup(None, "", running.begun, False, running.before)
         try:
-            return Lookup(running.future.result(AT_ONCE_SECONDS), "", running.begun, True)
-        except FutureTimeoutError:
-            if not running.future.done():
-                return Lookup(None, "", running.begun, False)
-            return Lookup(None, "it took too long", running.begun, True)
+            return Lookup(running.future.result(), "", running.begun, True)
         except StreamsError as error:
             return Lookup(None, str(error), running.begun, True)
         except Exception as error:  # noqa: BLE001 - the page says it
@@ -92,3 +107,8 @@ class Lookups:
     def close(self) -> None:
         """Stop. Does not wait for what is running."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(future: Future[Any]) -> Any:
+    """What a lookup that has ended has found; ``None`` if it failed."""
+    return None if future.cancelled() or future.exception() is not None else future.result()

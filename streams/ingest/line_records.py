@@ -41,10 +41,11 @@ class FieldPart:
             value = msgspec.json.decode(line)
         except (msgspec.DecodeError, RecursionError):
             return None
-        return _found(value, self._path)
+        return field_of(value, self._path)
 
 
-def _found(value: Any, path: str) -> object:
+def field_of(value: Any, path: str) -> object:
+    """The field of a decoded value at a path such as ``items.0.sku``; ``None`` if it has none."""
     while True:
         if isinstance(value, dict):
             if path in value:

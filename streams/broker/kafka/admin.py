@@ -291,6 +291,16 @@ class KafkaAdmin:
     def beginning_offsets(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         return self._offsets(dict.fromkeys(partitions, _EARLIEST), "read_uncommitted")
 
+    def without_leader(self, topics: Collection[str]) -> set[TopicPartition]:
+        known = self._metadata().topics
+        return {
+            TopicPartition(name, number)
+            for name in topics
+            if name in known
+            for number, part in known[name].partitions.items()
+            if part.leader < 0
+        }
+
     def offsets_for_times(
         self, times: Mapping[TopicPartition, int], isolation: Isolation = "read_committed"
     ) -> dict[TopicPartition, int]:

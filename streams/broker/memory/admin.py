@@ -107,6 +107,9 @@ class MemoryAdmin:
         with self._cluster.locked():
             return {p: self._cluster.existing_log(p).start for p in partitions}
 
+    def without_leader(self, topics: Collection[str]) -> set[TopicPartition]:  # noqa: ARG002 - the protocol's
+        return set()
+
     def offsets_for_times(
         self, times: Mapping[TopicPartition, int], isolation: Isolation = "read_committed"
     ) -> dict[TopicPartition, int]:

@@ -22,17 +22,18 @@ def edit_letter(
     ``at`` is the time in milliseconds since the epoch. Raises ``ConfigurationError`` for a dead letter that
     is not open, and for content that the source of the failing step cannot read; ``BrokerError``.
     """
+    check_edit(letters, row, key=key, value=value)
+    letters.ledger.write([(row.letter.id, Edit(key=key, value=value, at=at))], at)
+
+
+def check_edit(letters: DeadLetters, row: LetterRow, *, key: bytes | None, value: bytes | None) -> None:
+    """Check that ``edit_letter`` would accept key and value, and raise as it does. Nothing is written."""
     place = row.letter.id.place
     if row.state is not LetterState.OPEN:
         raise ConfigurationError(
             f"dead letter {place} is {row.state}: only open ones can be edited",
             hint="wait for its retry" if row.state is LetterState.WAITING else "",
         )
-    _check(letters, row, key, value)
-    letters.ledger.write([(row.letter.id, Edit(key=key, value=value, at=at))], at)
-
-
-def _check(letters: DeadLetters, row: LetterRow, key: bytes | None, value: bytes | None) -> None:
     topic = row.letter.source.topic
     source = next(
         (

@@ -42,15 +42,23 @@ class RetryPlan:
     """The partition counts of the topics from which the steps read."""
 
 
-def plan_retry(letters: DeadLetters, selection: Selection, *, only_if_newest: bool = False) -> RetryPlan:
+def plan_retry(
+    letters: DeadLetters,
+    selection: Selection,
+    *,
+    only_if_newest: bool = False,
+    look_for_newer: bool = True,
+) -> RetryPlan:
     """Find out what a retry of the selected dead letters would do; nothing is changed.
 
-    With ``only_if_newest``, dead letters for whose key there are later records are left out. Raises
+    With ``only_if_newest``, dead letters for whose key there are later records are left out. Without
+    ``look_for_newer``, the input is not read for later records, and ``newer`` is empty. Raises
     ``BrokerError`` and ``TopicError``.
     """
     plan = RetryPlan()
+    look_for_newer = look_for_newer or only_if_newest
     unprocessed: set[tuple[str, str, int, int]] = set()
-    for row in letters.rows():
+    for row in letters.rows(None if look_for_newer else selection):
         letter = row.letter
         if row.state in (LetterState.OPEN, LetterState.WAITING):
             unprocessed.add((letter.step, letter.topic, letter.partition, letter.offset))
@@ -65,7 +73,8 @@ def plan_retry(letters: DeadLetters, selection: Selection, *, only_if_newest: bo
             else:
                 plan.refused.append((row, reason))
     plan.ready.sort(key=lambda row: _input_order(row.letter))
-    plan.newer = _later_records(letters, plan.ready, unprocessed)
+    if look_for_newer:
+        plan.newer = _later_records(letters, plan.ready, unprocessed)
     if only_if_newest:
         plan.skipped = len(plan.newer)
         plan.ready = [row for row in plan.ready if row.letter.id not in plan.newer]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec.structs import replace
 
-from streams.broker.reading import read_to_end
-from streams.errors import TopicError
+from streams.broker.range_reader import RangeReader
+from streams.broker.reading import TIMEOUT_SECONDS, find_partitions, read_to_end
+from streams.errors import BrokerError, TopicError
+from streams.records import TopicPartition
 from streams.replay.dead_letters.ledger import Ledger, LetterHistory, LetterState
 from streams.runtime.letter import Letter, Received, letters
 from streams.runtime.retry_log import Result
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
     from streams.app import App
     from streams.broker import Broker
+    from streams.records import Fetched
     from streams.topology.graph import Topology
 
 
@@ -136,13 +140,39 @@ class DeadLetters:
                 hint="check the cluster (bootstrap_servers) and the setting dead_letter_topic",
             )
         self.ledger.read()
-        for fetched in read_to_end(self.broker, [self.topic]):
+        places = () if selection is None else selection.places
+        for fetched in self._at(places) if places else read_to_end(self.broker, [self.topic]):
             for letter in letters(fetched, topic_id):
                 # Several apps may share a topic.
                 if letter.application == self.app.name:
                     row = LetterRow(letter, self.ledger.history(letter.id))
                     if selection is None or selection.selects(row):
                         yield row
+
+    def _at(self, places: Collection[str]) -> Iterator[Fetched]:
+        """The records at these places, and those between them, without the others of the topic."""
+        existing = set(find_partitions(self.broker, [self.topic]))
+        wanted: dict[TopicPartition, list[int]] = {}
+        for text in places:
+            partition, _, offset = text.partition(":")
+            place = TopicPartition(self.topic, int(partition))
+            if place in existing:
+                wanted.setdefault(place, []).append(int(offset))
+        admin = self.broker.admin()
+        try:
+            begins, ends = admin.beginning_offsets(wanted), admin.end_offsets(wanted)
+        finally:
+            admin.close()
+        ranges = {
+            place: (max(begins[place], min(offsets)), min(ends[place], max(offsets) + 1))
+            for place, offsets in wanted.items()
+        }
+        reached: dict[TopicPartition, int] = {}
+        with RangeReader(self.broker) as reader:
+            yield from reader.read(ranges, time.monotonic() + TIMEOUT_SECONDS, reached)
+        for place, (start, stop) in ranges.items():
+            if reached[place] < stop and start < stop:
+                raise BrokerError(f"{place} was not read to offset {stop} within {TIMEOUT_SECONDS:.0f} s")
 
     def format(self, letter: Letter) -> TopicFormat:
         """The serdes by which the failing task reads the record."""
