@@ -26,6 +26,9 @@ KEPT: Final = 200
 AT_ONCE_SECONDS: Final = 0.1
 """How long a request waits for a result, so that what is fast needs no second request."""
 
+SHOWN_SECONDS: Final = 60.0
+"""How long after its time a result is still shown, while the next one is being looked up."""
+
 
 class Lookup(NamedTuple, Generic[T]):
     """A result, or why there is none. Times are milliseconds since the epoch."""
@@ -46,6 +49,8 @@ class _Running(NamedTuple):
     future: Future[Any]
     begun: int
     monotonic: float
+    before: Lookup[Any] | None = None
+    """The result that it replaces, which is shown until it is there."""
 
 
 class Lookups:
@@ -59,28 +64,24 @@ class Lookups:
     def get(self, what: Hashable, run: Callable[[], T], *, keep: float) -> Lookup[T]:
         """The result of a lookup named ``what``, which ``run`` makes, unless one is at most ``keep`` s old.
 
-        ``run`` is called in another thread. It must end by itself: its requests need time-outs.
+        ``run`` is called in another thread. It must end by itself: its requests need time-outs. A page that
+        is refreshed shows the result that was there until the next one is.
         """
         now = time.monotonic()
         with self._lock:
             running = self._running.get(what)
             if running is None or (running.future.done() and now - running.monotonic > keep):
-                running = _Running(self._pool.submit(run), time.time_ns() // 1_000_000, now)
+                before = None
+                if running is not None and now - running.monotonic < keep + SHOWN_SECONDS:
+                    before = _result(running, 0.0)
+                running = _Running(self._pool.submit(run), time.time_ns() // 1_000_000, now, before)
                 self._running[what] = running
             self._running.move_to_end(what)
             while len(self._running) > KEPT:
                 _, oldest = self._running.popitem(last=False)
                 oldest.future.cancel()
-        try:
-            return Lookup(running.future.result(AT_ONCE_SECONDS), "", running.begun, True)
-        except FutureTimeoutError:
-            if not running.future.done():
-                return Lookup(None, "", running.begun, False)
-            return Lookup(None, "it took too long", running.begun, True)
-        except StreamsError as error:
-            return Lookup(None, str(error), running.begun, True)
-        except Exception as error:  # noqa: BLE001 - the page says it
-            return Lookup(None, f"{type(error).__name__}: {error}", running.begun, True)
+        found = _result(running, AT_ONCE_SECONDS if running.before is None else 0.0)
+        return running.before if found.pending and running.before is not None else found
 
     def forget(self, *beginning: Hashable) -> None:
         """Drop the results whose name is a tuple that begins so, after an action has changed them."""
@@ -92,3 +93,17 @@ class Lookups:
     def close(self) -> None:
         """Stop. Does not wait for what is running."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(running: _Running, timeout: float) -> Lookup[Any]:
+    """What a lookup has found, or that it has found nothing yet, after ``timeout`` seconds at most."""
+    try:
+        return Lookup(running.future.result(timeout), "", running.begun, True)
+    except FutureTimeoutError:
+        if not running.future.done():
+            return Lookup(None, "", running.begun, False)
+        return Lookup(None, "it took too long", running.begun, True)
+    except StreamsError as error:
+        return Lookup(None, str(error), running.begun, True)
+    except Exception as error:  # noqa: BLE001 - the page says it
+        return Lookup(None, f"{type(error).__name__}: {error}", running.begun, True)
