@@ -115,9 +115,21 @@ def totals(rows: Sequence[FunctionRow]) -> FunctionRow:
         values = [getattr(row, name) for row in rows]
         return None if None in values else sum(values)
 
-    names = FunctionRow._fields[3:-1]
     oldest = max((row.oldest_due for row in rows if row.oldest_due is not None), default=None)
-    return FunctionRow("", True, oldest, *(total(name) for name in names), False)
+    return FunctionRow(
+        "",
+        True,
+        oldest,
+        total("running"),
+        total("waiting"),
+        total("held"),
+        total("paused"),
+        total("retrying"),
+        total("later"),
+        total("succeeded"),
+        total("failed"),
+        False,
+    )
 
 
 def events(fields: Mapping[str, Any], commands: Sequence[Given]) -> list[tuple[int, str]]:

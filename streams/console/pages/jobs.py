@@ -51,7 +51,8 @@ def routes(console: Console) -> Sequence[Route]:
         queue, day = read.queue(app), read.day(app)
         figures = worker_figures(console, app)
         running = read.running(app)
-        problem, rows, count = "", [], 0
+        problem, count = "", 0
+        rows: list[dict[str, Any]] = []
         number = max(1, _number(request.query_params.get("page", "1")))
         try:
             selection = filters.selection()

@@ -257,12 +257,9 @@ def _muted(figures: Mapping[str, Any]) -> list[tuple[str, bool, bool]]:
 def _topic(console: Console, fields: Mapping[str, Any]) -> TopicRow:
     counts = [fields["equal"], fields["changed"], fields["added"] + fields["missing"]]
     total = max(1, sum(counts))
-    return TopicRow(
-        fields["topic"],
-        fields,
-        *(round(100 * count / total, 2) for count in counts),
-        [_example(console.values.field, sample) for sample in fields["samples"]],
-    )
+    equal, changed, other = (round(100 * count / total, 2) for count in counts)
+    examples = [_example(console.values.field, sample) for sample in fields["samples"]]
+    return TopicRow(fields["topic"], fields, equal, changed, other, examples)
 
 
 def _example(text: Callable[[str, Any], str], sample: Mapping[str, Any]) -> Example:
