@@ -37,12 +37,12 @@ class KeptComparison(msgspec.Struct, frozen=True, kw_only=True):
     new: str
     """The programs, as they were named: ``MODULE:APP``."""
     old: str
-    facts: Sequence[tuple[str, str]]
+    facts: list[tuple[str, str]]
     """What was run, as names and texts."""
     equal: bool
-    topics: Sequence[dict[str, Any]]
+    topics: list[dict[str, Any]]
     """See ``TopicDiff.as_fields``."""
-    noise: Sequence[dict[str, Any]]
+    noise: list[dict[str, Any]]
     """How two runs of the old program differ, likewise."""
 
 
@@ -111,7 +111,7 @@ def kept_comparison(
         time=time,
         new=new,
         old=old,
-        facts=facts,
+        facts=list(facts),
         equal=diff.equal,
         topics=[_with_short_values(topic) for topic in fields["topics"]],
         noise=[topic | {"samples": []} for topic in fields["noise"]],
