@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,6 +15,7 @@ from streams.broker.memory import MemoryBroker
 from streams.broker.reading import read_to_end
 from streams.console.audit import TOPIC
 from streams.jobs.commands import Command
+from streams.jobs.current import current_job
 from streams.jobs.queue_client import QueueClient
 from streams.jobs.record import JobRecord
 from streams.jobs.survey import survey
@@ -20,6 +23,9 @@ from tests.console.pages import answer, browsing, report, reporting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from streams.broker.kafka import KafkaBroker
 
 
 def shop() -> App:
@@ -173,7 +179,7 @@ def test_workers_say_how_many_run(broker, queue):
 
 
 def test_schedules_have_their_next_runs(broker, queue):
-    assert queue is not None
+    enqueue(queue, "mail")
     with browsing(shop(), broker) as browser:
         page = browser.wait("/apps/shop/jobs/schedules", "nothing yet")
     assert "report report" in page
@@ -184,3 +190,47 @@ def test_an_app_without_jobs_says_so(broker):
     app.stream("orders").to("out")
     with browsing(app, broker) as browser:
         assert "This app has no jobs" in browser.text("/apps/shop/jobs")
+
+
+@pytest.mark.kafka
+def test_a_running_job_is_shown_with_its_progress_and_cancelled(
+    kafka_bootstrap: str, kafka: KafkaBroker, prefix: str, tmp_path: Path
+) -> None:
+    app = App(
+        f"{prefix}-shop",
+        bootstrap_servers=kafka_bootstrap,
+        http_port=0,
+        state_dir=str(tmp_path),
+        job_partitions=1,
+    )
+
+    @app.job(name="hold")
+    def hold() -> None:
+        while True:
+            current_job().report("page 7 of 9")
+            current_job().check_cancelled()
+            time.sleep(0.02)
+
+    stop = threading.Event()
+    worker = threading.Thread(target=lambda: app.run(stop=stop))
+    worker.start()
+    base = f"/apps/{app.name}/jobs"
+    try:
+        job = hold.enqueue().id
+        with browsing(app, kafka) as browser:
+            page = browser.wait(base, "and reports: page 7 of 9")
+            assert "1 running 0 waiting" in page
+            browser.wait(f"{base}/{job}", "It reports: page 7 of 9")
+            said = browser.send(base, f"{base}/pause", function="hold")
+            assert "function hold: paused" in said
+            assert "when a worker starts" not in said
+            browser.wait(base, "function hold paused by testclient, console since")
+            browser.wait(f"{base}/commands", "by all partitions")
+            assert "was cancelled at" in browser.send(f"{base}/{job}", f"{base}/cancel", id=job)
+            browser.wait(f"{base}?state=cancelled", "it was cancelled at")
+            again = browser.send(f"{base}/{job}", f"{base}/retry", id=job)
+            assert f"job {job} is enqueued again, as job 0-" in again
+            browser.wait(base, "function hold is paused by testclient, console since")
+    finally:
+        stop.set()
+        worker.join(60)
