@@ -47,8 +47,11 @@ class Browser:
 
     def send(self, page: str, path: str, **fields: str) -> str:
         """Send a form with the token of a page; the text of the page that follows."""
-        token = re.search(r'name="form_token" value="([0-9a-f]+)"', self.client.get(page).text)
-        assert token is not None, f"{page} has no form"
+        token = wait_until(
+            lambda: re.search(r'name="form_token" value="([0-9a-f]+)"', self.client.get(page).text),
+            30,
+            what=f"a form on {page}",
+        )
         response = self.client.post(path, data={"form_token": token[1], **fields})
         assert response.status_code == 200, f"{path}: {response.status_code} {_text(response.text)}"
         return _text(response.text)

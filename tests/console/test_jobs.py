@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from streams import App, Every, hours
-from streams.app import queue_of
+from streams.broker import NewTopic
 from streams.broker.memory import MemoryBroker
 from streams.broker.reading import read_to_end
 from streams.console.audit import TOPIC
 from streams.jobs.commands import Command
 from streams.jobs.current import current_job
+from streams.jobs.operator import own_topics
 from streams.jobs.queue_client import QueueClient
 from streams.jobs.record import JobRecord
 from streams.jobs.survey import survey
@@ -49,7 +50,13 @@ def broker() -> MemoryBroker:
 
 @pytest.fixture
 def queue(broker: MemoryBroker) -> Iterator[QueueClient]:
-    client = QueueClient("shop", lambda: broker, queue_of(shop())._prepare)
+    broker.admin().create_topics(
+        [
+            NewTopic(name=name, partitions=topic.partitions, settings=dict(topic.settings))
+            for name, topic in own_topics("shop", 1).items()
+        ]
+    )
+    client = QueueClient("shop", lambda: broker, lambda _: None)
     yield client
     client.close()
 

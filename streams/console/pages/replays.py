@@ -22,6 +22,7 @@ from streams.console.replay_reading import (
 )
 from streams.console.worker_figures import worker_figures
 from streams.errors import ConfigurationError
+from streams.replay.diff.fields import ABSENT
 from streams.runtime.switch_topic import SwitchPhase
 
 if TYPE_CHECKING:
@@ -262,7 +263,10 @@ def _topic(console: Console, fields: Mapping[str, Any]) -> TopicRow:
     return TopicRow(fields["topic"], fields, equal, changed, other, examples)
 
 
-def _example(text: Callable[[str, Any], str], sample: Mapping[str, Any]) -> Example:
+def _example(shown: Callable[[str, Any], str], sample: Mapping[str, Any]) -> Example:
+    def text(path: str, value: Any) -> str:
+        return ABSENT if value == ABSENT else shown(path, value)
+
     changes = [
         Change(
             item["path"],
