@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import msgspec
 import typer
 
 from streams.cli.letter_lines import parse_time
-from streams.errors import ConfigurationError
-from streams.jobs.reasons import JobState
-from streams.jobs.record import Ending
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from streams.jobs.record import JobEnd
-    from streams.jobs.survey import Surveyed
-
-STATES = (*(state.value for state in JobState), *(ending.value for ending in Ending))
+from streams.jobs.selection import STATES, JobSelection, require_states
 
 JobPlace = Annotated[str, typer.Argument(metavar="ID", help="The job's id, e.g. 3-1024.")]
 OfFunction = Annotated[str | None, typer.Option("--function", help="Only jobs of the function of this name.")]
@@ -40,50 +28,6 @@ Since = Annotated[
 Until = Annotated[str | None, typer.Option(metavar="TIME", help="Only jobs enqueued before this time.")]
 
 
-@dataclass(frozen=True)
-class JobSelection:
-    """Which jobs are wanted; all conditions must hold."""
-
-    function: str | None = None
-    states: Sequence[str] = ()
-    key: str | None = None
-    since: int | None = None
-    until: int | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether jobs that have ended are wanted."""
-        return any(state in tuple(Ending) for state in self.states)
-
-    def unfinished(self, jobs: Iterable[Surveyed]) -> Iterator[Surveyed]:
-        """The selected ones of jobs that have not ended."""
-        for item in jobs:
-            record = item.job.record
-            if (
-                self.function in (None, record.job)
-                and self.key in (None, record.key)
-                and (not self.states or item.case.state.value in self.states)
-                and self._in_time(item.job.enqueued)
-            ):
-                yield item
-
-    def of_ends(self, ends: Iterable[JobEnd]) -> Iterator[JobEnd]:
-        """The selected ones of jobs that have ended."""
-        for end in ends:
-            if (
-                self.function in (None, end.job)
-                and end.ending.value in self.states
-                and self.key in (None, _key_of(end))
-                and self._in_time(end.enqueued)
-            ):
-                yield end
-
-    def _in_time(self, enqueued: int) -> bool:
-        return (self.since is None or enqueued >= self.since) and (
-            self.until is None or enqueued < self.until
-        )
-
-
 def select(
     *,
     function: str | None = None,
@@ -93,9 +37,7 @@ def select(
     until: str | None = None,
 ) -> JobSelection:
     """The selection of these options. Raises ``ConfigurationError``."""
-    unknown = [state for state in states or () if state not in STATES]
-    if unknown:
-        raise ConfigurationError(f"{unknown[0]!r} is no state of a job", hint=f"one of {', '.join(STATES)}")
+    require_states(states or ())
     now = time.time()
     return JobSelection(
         function,
@@ -104,8 +46,3 @@ def select(
         None if since is None else parse_time(since, now),
         None if until is None else parse_time(until, now),
     )
-
-
-def _key_of(end: JobEnd) -> str | None:
-    record = msgspec.json.decode(end.record)
-    return None if record is None else record.get("key")

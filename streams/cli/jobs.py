@@ -33,11 +33,10 @@ from streams.jobs.applied_commands import AppliedCommands
 from streams.jobs.commands import MOST_JOBS, Action, Command, scope_text
 from streams.jobs.fields import end_fields, end_sentence
 from streams.jobs.reasons import JobState
-from streams.jobs.record import Ending, JobId, JobRecord
+from streams.jobs.record import Ending, JobId
 from streams.jobs.survey import misfits, survey
 from streams.jobs.unfinished import find_end, read_ends
-from streams.replay.dead_letters.ledger import LetterState
-from streams.replay.dead_letters.rows import DeadLetters, Selection
+from streams.replay.dead_letters.ended_job import ended_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -233,28 +232,13 @@ def retry(target: Target, identifier: JobPlace, *, bootstrap_servers: Servers = 
             client.command([_command(Action.RETRY, jobs=[str(job)])])
             out.print(f"the next attempt of job {job} begins as soon as a worker is free", highlight=False)
             return
-        again = client.enqueue_again(_ended_record(app, job))
+        record = ended_record(app.broker(), app.name, job, app)
+        if record is None:
+            raise _unknown(app, job)
+        again = client.enqueue_again(record)
         out.print(f"job {job} is enqueued again, as job {again}", highlight=False)
     finally:
         client.close()
-
-
-def _ended_record(app: App, job: JobId) -> JobRecord:
-    """The record of a job that has ended, from its result or its dead letter."""
-    end = find_end(app.broker(), app.name, job)
-    if end is not None:
-        record = msgspec.json.decode(end.record, type=JobRecord | None)
-        if record is None:
-            raise ConfigurationError(
-                f"job {job} is not retried: {end_sentence(end)}", hint="enqueue another one in the program"
-            )
-        return record
-    letters = DeadLetters(app, app.broker())
-    topic = queue_of(app).client.topic
-    for row in letters.rows(Selection(states=tuple(LetterState), topic=topic)):
-        if (row.letter.partition, row.letter.offset) == job and row.record.value is not None:
-            return msgspec.json.decode(row.record.value, type=JobRecord)
-    raise _unknown(app, job)
 
 
 @jobs_cli.command("purge")

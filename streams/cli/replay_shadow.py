@@ -21,6 +21,7 @@ from streams.process.ownership import own_process, rare_garbage_collections
 from streams.process.stop_request import stop_request
 from streams.replay.bounded.run import RunRequest
 from streams.replay.diff.fields import Rules
+from streams.replay.diff.kept import ComparisonLog, check_name, kept_comparison
 from streams.replay.diff.page import page
 from streams.replay.positions import Latest, parse_duration, parse_position
 from streams.replay.shadow import Program, Shadow
@@ -67,18 +68,27 @@ def shadow(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the comparison to this file, as a page (HTML).")
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Keep the comparison in the topic APP-comparisons: the console shows it.",
+        ),
+    ] = None,
     bootstrap_servers: Servers = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a new program over old input beside production, and compare its results with the old program's.
 
-    Nothing outside is touched. The old program runs twice: what differs then is not the new program's doing,
-    and is not compared. Exit code 1 if the results differ.
+    Nothing outside is touched, except by --keep. The old program runs twice: what differs then is not the
+    new program's doing, and is not compared. Exit code 1 if the results differ.
     """
     if bootstrap_servers is not None:
         into_environment([f"bootstrap_servers={bootstrap_servers}"])
     if report is not None and not report.absolute().parent.is_dir():
         raise ConfigurationError(f"{report} cannot be written: its folder does not exist")
+    if keep is not None:
+        check_name(keep)
     new = Program(load_app(target), partial(load_app, target))
     old = Program(load_app(against), partial(load_app, against))
     request = RunRequest(
@@ -100,6 +110,16 @@ def shadow(
         report.write_text(
             page(found.diff, title=f"{target} against {against}", facts=_facts(found)), encoding="utf-8"
         )
+    if keep is not None:
+        comparison = kept_comparison(
+            keep,
+            found.diff,
+            time=time.time_ns() // 1_000_000,
+            new=target,
+            old=against,
+            facts=_facts(found),
+        )
+        ComparisonLog(new.app.broker(), new.app.name).write(comparison)
     if as_json:
         print_line(found.as_fields())
     else:

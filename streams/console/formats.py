@@ -124,6 +124,19 @@ class ValueFormat:
             return [self.masked(item, path) for item in value]
         return value
 
+    def field(self, path: str, value: Any, longest: int = LONGEST_VALUE) -> str:
+        """A field's value as JSON, masked and cut. ``path`` is as in comparisons: ``items[].price``."""
+        names = path.replace("[]", "").split(".")
+        nested = value
+        for name in reversed(names):
+            nested = {name: nested}
+        nested = self.masked(nested)
+        for name in names:
+            if nested == MASK:
+                break
+            nested = nested[name]
+        return self.text(nested, longest)
+
     def text(self, value: Any, longest: int = LONGEST_VALUE, *, indent: int | None = None) -> str:
         """A plain value as JSON, masked and cut."""
         return cut(json.dumps(self.masked(value), ensure_ascii=False, indent=indent, default=str), longest)

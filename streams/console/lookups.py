@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
@@ -27,6 +27,9 @@ KEPT: Final = 200
 AT_ONCE_SECONDS: Final = 0.1
 """How long a request waits for a result, so that what is fast needs no second request."""
 
+SHOWN_SECONDS: Final = 60.0
+"""How long after its time a result is still shown, while the next one is being looked up."""
+
 
 class Lookup(NamedTuple, Generic[T]):
     """A result, or why there is none. Times are milliseconds since the epoch."""
@@ -36,17 +39,10 @@ class Lookup(NamedTuple, Generic[T]):
     """What went wrong; empty if nothing did."""
     begun: int
     done: bool
-    before: T | None = None
-    """The result of the lookup before, while it is looked up again."""
-
-    @property
-    def known(self) -> T | None:
-        """The result, or the one before while it is looked up again."""
-        return self.before if self.value is None and not self.done else self.value
 
     @property
     def pending(self) -> bool:
-        """Whether it is still being looked up."""
+        """Whether there is nothing yet."""
         return not self.done
 
 
@@ -54,13 +50,27 @@ class Lookup(NamedTuple, Generic[T]):
 class _Running:
     future: Future[Any]
     begun: int
-    before: Any = None
+    before: Lookup[Any] | None
+    """The result that it replaces, which is shown until it is there."""
     ended: float | None = None
     """When it ended: what took long is kept as long as what did not."""
 
     def note_end(self, future: Future[Any]) -> None:
         assert future is self.future
         self.ended = time.monotonic()
+
+    def result(self, timeout: float) -> Lookup[Any]:
+        """What was found, after ``timeout`` seconds at most."""
+        if not wait([self.future], timeout).done:
+            return Lookup(None, "", self.begun, False)
+        try:
+            return Lookup(self.future.result(), "", self.begun, True)
+        except StreamsError as error:
+            return Lookup(None, str(error), self.begun, True)
+        except CancelledError:
+            return Lookup(None, "", self.begun, False)
+        except Exception as error:  # noqa: BLE001 - the page says it
+            return Lookup(None, f"{type(error).__name__}: {error}", self.begun, True)
 
 
 class Lookups:
@@ -74,13 +84,15 @@ class Lookups:
     def get(self, what: Hashable, run: Callable[[], T], *, keep: float) -> Lookup[T]:
         """The result of a lookup named ``what``, which ``run`` makes, unless one is at most ``keep`` s old.
 
+        Where there is an older result, at most a minute longer, it is the result until the new one is there.
         ``run`` is called in another thread. It must end by itself: its requests need time-outs.
         """
         now = time.monotonic()
         with self._lock:
             running = self._running.get(what)
             if running is None or (running.ended is not None and now - running.ended > keep):
-                before = None if running is None else _result(running.future)
+                recent = running is not None and now - (running.ended or now) < keep + SHOWN_SECONDS
+                before = running.result(0.0) if running is not None and recent else None
                 running = _Running(self._pool.submit(run), time.time_ns() // 1_000_000, before)
                 running.future.add_done_callback(running.note_end)
                 self._running[what] = running
@@ -88,14 +100,8 @@ class Lookups:
             while len(self._running) > KEPT:
                 _, oldest = self._running.popitem(last=False)
                 oldest.future.cancel()
-        if not wait([running.future], AT_ONCE_SECONDS).done:
-            return Lookup(None, "", running.begun, False, running.before)
-        try:
-            return Lookup(running.future.result(), "", running.begun, True)
-        except StreamsError as error:
-            return Lookup(None, str(error), running.begun, True)
-        except Exception as error:  # noqa: BLE001 - the page says it
-            return Lookup(None, f"{type(error).__name__}: {error}", running.begun, True)
+        found = running.result(AT_ONCE_SECONDS if running.before is None else 0.0)
+        return running.before if found.pending and running.before is not None else found
 
     def forget(self, *beginning: Hashable) -> None:
         """Drop the results whose name is a tuple that begins so, after an action has changed them."""
@@ -107,8 +113,3 @@ class Lookups:
     def close(self) -> None:
         """Stop. Does not wait for what is running."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _result(future: Future[Any]) -> Any:
-    """What a lookup that has ended has found; ``None`` if it failed."""
-    return None if future.cancelled() or future.exception() is not None else future.result()

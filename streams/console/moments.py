@@ -1,31 +1,42 @@
-"""Times as people write them in forms."""
+"""Moments as people type them into forms."""
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime
+import time
 from typing import Final
 
-from streams.errors import ConfigurationError
+from streams.replay.positions import Ago, AtTime, Earliest, Latest, parse_duration, parse_time
 
-_AGE: Final = re.compile(r"([0-9]{1,9})([smhd])")
-_UNITS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+HINT: Final = "2026-11-30T08:00 (UTC, or with an offset), milliseconds since the epoch, or an age: 2h"
 
 
-def parse_moment(text: str, now: int) -> int:
-    """Parse a time as ISO 8601, in UTC unless it has an offset, or an age such as ``2h``.
+def parse_moment(text: str, now: int | None = None) -> int:
+    """Parse a time, in UTC unless it has an offset, or an age such as ``2h``.
 
-    ``now`` and the result are milliseconds since the epoch. Raises ``ConfigurationError``.
+    ``now``, the clock's time by default, and the result are milliseconds since the epoch. Raises
+    ``ConfigurationError``.
     """
-    text = text.strip()
-    age = _AGE.fullmatch(text)
-    if age is not None:
-        return now - int(age[1]) * _UNITS[age[2]]
-    try:
-        moment = datetime.fromisoformat(text)
-        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-        return round(moment.timestamp() * 1000)
-    except (ValueError, OverflowError) as error:
-        raise ConfigurationError(
-            f"{text!r} is not a time", hint="write 2026-05-01T10:00 (UTC), 2026-05-01T10:00+02:00, or 2h"
-        ) from error
+    given = text.strip().removeprefix("-")
+    if given[-1:] in tuple("dhms") and not given.startswith("P"):
+        return (time.time_ns() // 1_000_000 if now is None else now) - parse_duration(given)
+    return parse_time(given)
+
+
+def optional_moment(text: str) -> int | None:
+    """A time as above; ``None`` for an empty text. Raises ``ConfigurationError``."""
+    return parse_moment(text) if text.strip() else None
+
+
+def parse_point(text: str) -> Earliest | Latest | AtTime | Ago:
+    """A position in topics, as on the command line, but for files: these would be the server's.
+
+    Raises ``ConfigurationError``.
+    """
+    given = text.strip()
+    if given == "earliest":
+        return Earliest()
+    if given in ("", "latest"):
+        return Latest()
+    if given.startswith("-"):
+        return Ago(parse_duration(given[1:]))
+    return AtTime(parse_time(given))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from streams.app import App
+    from streams.queries.http import Response
     from streams.records import TopicPartition
 
 ANSWER_SECONDS = 2.0
@@ -117,13 +118,20 @@ class Watched:
 
     def read(self, address: str, path: str) -> bytes | None:
         """What a worker answers; ``None`` if it does not, or not with 200. May be called from any thread."""
+        response = self.ask(address, path)
+        return None if response is None or response.status != 200 else response.body
+
+    def ask(self, address: str, path: str, *, timeout: float = ANSWER_SECONDS) -> Response | None:
+        """A worker's response, whatever its status; ``None`` without one. May be called from any thread.
+
+        ``timeout`` is in seconds, for connecting and for each read.
+        """
         host = address.removeprefix("http://").removeprefix("https://")
         try:
-            response = ask(host, path, headers=self._headers, timeout=ANSWER_SECONDS, tls=self._tls)
+            return ask(host, path, headers=self._headers, timeout=timeout, tls=self._tls)
         except OSError:
             # Its certificate is not trusted.
             return None
-        return None if response is None or response.status != 200 else response.body
 
 
 def _marks(workers: Iterable[WorkerReport]) -> Iterable[Mark]:

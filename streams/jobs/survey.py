@@ -15,7 +15,7 @@ from streams.jobs.reasons import Case, JobState
 from streams.jobs.unfinished import read_unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from streams.broker import Broker
     from streams.jobs.job import BaseJob
@@ -42,19 +42,34 @@ class Misfit(NamedTuple):
 
 
 def survey(
-    broker: Broker, application: str, jobs: Mapping[str, BaseJob[Any, Any]], *, now: int | None = None
+    broker: Broker, application: str, jobs: Mapping[str, BaseJob[Any, Any]] | None, *, now: int | None = None
 ) -> list[Surveyed]:
-    """The unfinished jobs of an app, oldest first. ``jobs`` are those that the program declares.
+    """The unfinished jobs of an app, oldest first. See ``surveyed`` for ``jobs``.
 
     Raises ``TopicError`` if the app has no queue on this cluster, ``BrokerError``.
     """
-    now = time.time_ns() // 1_000_000 if now is None else now
     partitions = read_unfinished(broker, application)
     admin = broker.admin()
     try:
         workers = bool(admin.group_members(application))
     finally:
         admin.close()
+    return surveyed(partitions, jobs, workers=workers, now=now)
+
+
+def surveyed(
+    partitions: Iterable[PartitionJobs],
+    jobs: Mapping[str, BaseJob[Any, Any]] | None,
+    *,
+    workers: bool,
+    now: int | None = None,
+) -> list[Surveyed]:
+    """What the unfinished jobs in these partitions of a queue wait for, oldest first.
+
+    ``jobs`` are those that the program declares, ``None`` where the program is not known: then limits and
+    functions that are not registered cannot be named. ``workers`` says whether the group has members.
+    """
+    now = time.time_ns() // 1_000_000 if now is None else now
     found = [item for part in partitions for item in _Partition(part, jobs, now, workers=workers).all()]
     return sorted(found, key=lambda item: (item.job.enqueued, item.job.id))
 
@@ -82,10 +97,11 @@ class _Partition:
     """The jobs of one partition, in the order in which their keys and limits let them begin."""
 
     def __init__(
-        self, part: PartitionJobs, jobs: Mapping[str, BaseJob[Any, Any]], now: int, *, workers: bool
+        self, part: PartitionJobs, jobs: Mapping[str, BaseJob[Any, Any]] | None, now: int, *, workers: bool
     ) -> None:
         self._part = part
-        self._jobs = jobs
+        self._jobs = {} if jobs is None else jobs
+        self._program_known = jobs is not None
         self._now = now
         self._workers = workers
         self._heads: dict[str, Found] = {}
@@ -142,7 +158,7 @@ class _Partition:
             error=None if stored is None else stored.error,
             failed_at=0 if stored is None else stored.failed_at,
             cancelled=self._part.cancelled.get(job.id.offset),
-            registered=known is not None,
+            registered=known is not None or not self._program_known,
             workers=self._workers,
             exact=False,
         )

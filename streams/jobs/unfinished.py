@@ -185,16 +185,29 @@ def find_end(broker: Broker, application: str, job: JobId, *, since: int | None 
     return found
 
 
-def read_ends(broker: Broker, application: str) -> Iterator[JobEnd]:
-    """The results that still exist, those of a partition in their order. Raises ``BrokerError``."""
+def read_ends(
+    broker: Broker, application: str, *, since: int | None = None, most: int | None = None
+) -> Iterator[JobEnd]:
+    """The results that still exist, those of a partition in their order. Raises ``BrokerError``.
+
+    Only those that were written ``since`` then, in milliseconds since the epoch, and of many about the last
+    ``most`` ones, as equally many of each partition.
+    """
     topic = ends_topic(application)
     admin = broker.admin()
     try:
         existing = admin.topics()
+        count = existing[topic].partitions if topic in existing else 0
+        places = [TopicPartition(topic, number) for number in range(count)]
+        starts = dict.fromkeys(places, BEGINNING)
+        if since is not None and places:
+            starts = dict(admin.offsets_for_times(dict.fromkeys(places, since)))
+        if most is not None and places:
+            for place, end in admin.end_offsets(places).items():
+                starts[place] = max(starts[place], end - most // count)
     finally:
         admin.close()
-    count = existing[topic].partitions if topic in existing else 0
-    for fetched in read_from(broker, {TopicPartition(topic, number): BEGINNING for number in range(count)}):
+    for fetched in read_from(broker, starts):
         yield from (_end(value) for value in fetched.values() if value is not None)
 
 

@@ -47,7 +47,7 @@ def routes(console: Console) -> Sequence[Route]:
             ("audit", before), lambda: _read(console.collector.broker, before), keep=KEEP_SECONDS
         )
         return console.render(
-            request, "audit.html", page="audit", title="Audit", topic=TOPIC, found=found, entries=found.known
+            request, "audit.html", page="audit", title="Audit", topic=TOPIC, found=found, entries=found.value
         )
 
     return [console.get("/audit", audit)]

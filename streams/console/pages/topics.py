@@ -98,7 +98,7 @@ def routes(console: Console) -> Sequence[Route]:
             description=console.cluster.topics.get(topic),
             uses=uses_of(console.apps.values(), {topic}).get(topic, ()),
             found=found,
-            details=found.known,
+            details=found.value,
             number=number,
             size=SHOWN_PARTITIONS,
             tab="partitions",

@@ -264,14 +264,10 @@ class RunLock:
     def _read_owner(self, admin: Admin | None = None) -> RunOwner | None:
         opened = admin or self._broker.admin()
         try:
-            text = opened.committed_metadata(self._group, [self._place]).get(self._place)
+            return _committed_owner(opened, self._group, self._place)
         finally:
             if admin is None:
                 opened.close()
-        try:
-            return None if not text else msgspec.json.decode(text, type=RunOwner)
-        except msgspec.DecodeError:
-            return None
 
     def _active(self, owner: RunOwner | None, members: Sequence[GroupMember]) -> GroupActive:
         who = str(owner) if owner is not None else "; ".join(map(str, members))
@@ -292,3 +288,19 @@ class RunLock:
 def run_group(application: str, name: str) -> str:
     """The group of which the command that runs a replay is a member."""
     return f"{application}-replay-{name}"
+
+
+def running_owner(admin: Admin, log: RunLog, name: str) -> RunOwner | None:
+    """The command that has the name of a run now, or was killed seconds ago. Raises ``BrokerError``."""
+    group = run_group(log.application, name)
+    members = admin.group_members(group)
+    owner = _committed_owner(admin, group, TopicPartition(log.topic, 0)) if members else None
+    return owner if owner is not None and any(map(owner.is_member, members)) else None
+
+
+def _committed_owner(admin: Admin, group: str, place: TopicPartition) -> RunOwner | None:
+    text = admin.committed_metadata(group, [place]).get(place)
+    try:
+        return None if not text else msgspec.json.decode(text, type=RunOwner)
+    except msgspec.DecodeError:
+        return None
