@@ -136,10 +136,6 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the records, by task and topic; empty until the first check."""
     differences: list[Difference] = []
     """Records that are not accounted for."""
-    workers_wanted: float | None = None
-    """Its part of how many workers the app needs; see ``WorkersWanted``."""
-    workers_useful: float | None = None
-    """The same where a task counts as one worker at most."""
     alerts: list[FiringAlert] = []
     """The app's alerts that fire, if it has alerts; each worker reports the same ones."""
     sink_seconds: dict[str, float] = {}
@@ -230,8 +226,6 @@ def report(
         ],
         ledger=list(observer.ledger.figures or ()),
         differences=list(observer.ledger.differences),
-        workers_wanted=None if observation.workers is None else observation.workers.wanted,
-        workers_useful=None if observation.workers is None else observation.workers.useful,
         alerts=list(alerts),
         sink_seconds=dict(worker.sink_seconds),
         workers_wanted=None if workers is None else workers.wanted,
