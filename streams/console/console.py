@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from urllib.parse import parse_qsl, quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from streams.console.cluster_snapshot import ClusterSnapshot
     from streams.console.collector import Collector
     from streams.console.lookups import Lookups
-    from streams.console.page import Page
     from streams.console.sessions import Sessions
 
 LIVE_VERSION: Final = "x-live-version"
@@ -39,6 +38,17 @@ LARGEST_FORM: Final = 2_000_000
 
 MOST_SESSIONS: Final = 1_000
 """Sessions whose notices are kept."""
+
+
+class Entry(Protocol):
+    """An entry of the navigation."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def of_app(self) -> bool: ...
 
 
 class Planned(NamedTuple):
@@ -82,7 +92,7 @@ class Console:
         self.values = values
         self.read_only = read_only
         self.user_header = user_header
-        self.pages: Sequence[Page] = ()
+        self.pages: Sequence[Entry] = ()
         """All pages, in the order of the navigation; set once, before requests are served."""
         self._notices: OrderedDict[str, deque[Notice]] = OrderedDict()
         self._templates = Environment(
