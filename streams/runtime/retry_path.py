@@ -12,7 +12,7 @@ from streams.connectors.sink import takes_retries
 from streams.topology.graph import SinkConnectorNode, Step, closest, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from streams.runtime.letter import Letter
     from streams.topology.graph import Node, SourceNode, Subtopology, Topology
@@ -53,14 +53,25 @@ def source_in(subtopology: Subtopology, topic: str) -> SourceNode | None:
     )
 
 
-def letter_refusal(topology: Topology, letter: Letter, *, edited: bool) -> str | None:
-    """Why a dead letter cannot be retried; ``None`` if it can. ``edited``: key and value were replaced."""
+def letter_refusal(
+    topology: Topology,
+    letter: Letter,
+    *,
+    edited: bool,
+    of_step: Callable[[str, str], str | None] | None = None,
+) -> str | None:
+    """Why a dead letter cannot be retried; ``None`` if it can. ``edited``: key and value were replaced.
+
+    ``of_step`` is ``step_refusal`` for the topology, of a caller who asks for many and keeps its answers.
+    """
     if letter.left_out and not edited:
         return f"the dead letter lacks {letter.left_out}: edit it first"
     if letter.via is None and letter.payload:
         return f"it is {letter.payload}: a result is made from state, not from one record"
     if letter.via is not None and letter.received is None and not letter.payload:
         return "it came through an internal topic, and an earlier version has not kept what the step read"
+    if of_step is not None:
+        return of_step(letter.source.topic, letter.step)
     return step_refusal(topology, letter.source.topic, letter.step)
 
 

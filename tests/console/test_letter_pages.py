@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from streams import App, Json, Text
+from streams.broker import NewTopic
 from streams.broker.range_reader import RangeReader
 from streams.console import letter_index
 from streams.console.letter_index import LetterIndex
@@ -15,6 +16,7 @@ from streams.records import Output, TopicPartition
 from streams.replay.dead_letters.rows import Selection
 from tests.support.console_browser import Browser, Forms, words
 from tests.support.retrying import Retrying
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -105,7 +107,26 @@ def test_bytes_and_what_cannot_be_read_are_shown_and_edited_in_hexadecimal() -> 
     assert row.letter.value == b"\xff\x00A"
 
 
-def test_a_read_only_console_and_one_without_the_program_change_nothing() -> None:
+def test_an_app_without_its_program_is_shown_and_not_changed() -> None:
+    site = site_with(negative(3))
+    site.admin.create_topics([NewTopic(name="shop-replicas", partitions=1)])
+    (row, *_) = site.selected()
+    with served(
+        site.broker, site.app.settings, [], token=None, read_only=False, discover=True
+    ) as application:
+        browser = Browser(application)
+        wait_until(lambda: browser.client.get(HOME).status_code == 200)
+        assert "3 open" in browser.words(HOME, lambda text: "price ValueError" in text)
+        page = browser.page(f"{HOME}/{row.letter.id.partition}/{row.letter.id.offset}")
+        assert '"cents": -' in words(page)
+        assert "The console does not have the program of this app" in words(page)
+        assert not Forms(page).found
+        confirm = browser.page(f"{HOME}/retry")
+        assert "does not have the program of app 'shop'" in words(confirm)
+        assert not Forms(confirm).found
+
+
+def test_a_read_only_console_changes_nothing() -> None:
     site = site_with(negative(3))
     with console(site, read_only=True) as application:
         browser = Browser(application)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from streams.broker.reading import read_from
@@ -12,7 +13,7 @@ from streams.partitioning import partition_for
 from streams.records import TopicPartition
 from streams.replay.dead_letters.ledger import LetterState
 from streams.runtime.retry_log import Result, RetryRequest, request_for
-from streams.runtime.retry_path import letter_refusal
+from streams.runtime.retry_path import letter_refusal, step_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -56,6 +57,7 @@ def plan_retry(
     ``BrokerError`` and ``TopicError``.
     """
     plan = RetryPlan()
+    of_step = cache(partial(step_refusal, letters.topology))
     look_for_newer = look_for_newer or only_if_newest
     unprocessed: set[tuple[str, str, int, int]] = set()
     for row in letters.rows(None if look_for_newer else selection):
@@ -67,7 +69,8 @@ def plan_retry(
         if row.state is LetterState.WAITING:
             plan.waiting += 1
         elif row.state is LetterState.OPEN:
-            reason = letter_refusal(letters.topology, letter, edited=row.history.edit is not None)
+            edited = row.history.edit is not None
+            reason = letter_refusal(letters.topology, letter, edited=edited, of_step=of_step)
             if reason is None:
                 plan.ready.append(row)
             else:
