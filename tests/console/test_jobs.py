@@ -96,6 +96,16 @@ def test_jobs_are_counted_by_function_and_each_has_its_reason(broker, queue):
         assert browser.client.get("/apps/shop/jobs/seven").status_code == 404
 
 
+def test_a_long_list_has_parts(broker, queue):
+    for number in range(60):
+        enqueue(queue, "mail", key=f"k{number}")
+    with browsing(shop(), broker) as browser:
+        assert "Next" in browser.wait("/apps/shop/jobs", "1 to 50 of 60")
+        page = browser.wait("/apps/shop/jobs?part=2&function=mail", "51 to 60 of 60")
+        assert "Previous page 2 of 2" in page
+        assert "k59" in page
+
+
 def test_arguments_are_masked(broker, queue):
     job = enqueue(queue, "mail", arguments={"address": "a@b", "text": "hello"})
     with browsing(shop(), broker, masked=["address"]) as browser:

@@ -53,7 +53,7 @@ def routes(console: Console) -> Sequence[Route]:
         running = read.running(app)
         problem, count = "", 0
         rows: list[dict[str, Any]] = []
-        number = max(1, _number(request.query_params.get("page", "1")))
+        number = max(1, _number(request.query_params.get("part", "1")))
         try:
             selection = filters.selection()
         except ConfigurationError as error:
