@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from streams.app import resources_of_worker
 from streams.broker import BEGINNING
-from streams.registry_topics import connect_registry
 from streams.replay.bounded.counts import RunCounts
 from streams.replay.bounded.effects import muted
 from streams.replay.bounded.phase import PhaseInputs, PhaseResults
@@ -77,6 +76,8 @@ class RunParts:
         app = self._app
         topology: Topology = app.topology
         if self._settings.schema_registry_url is not None:
+            from streams.registry_topics import connect_registry  # noqa: PLC0415 - few apps need it
+
             connection = self._stack.enter_context(closing(connect_registry(topology, self._settings)))
             topology = _reading(connection.topology, topology)
         self._topology = topology if self._plan.replay.effects else muted(topology)
