@@ -67,9 +67,10 @@ def _say(text: str) -> None:
 
 def _run(stack: ExitStack, stopped: threading.Event, port: int, rate: int, rush: int) -> None:
     servers = stack.enter_context(development_broker(_say))
-    # The user's cluster may contain an earlier run, so every run has its own names.
+    # The user's cluster may contain an earlier run, so every run has its own names there.
+    prefix = f"demo-{uuid.uuid4().hex[:6]}-" if "KAFKA_BOOTSTRAP_SERVERS" in os.environ else ""
     os.environ |= {
-        "ORDERS_PREFIX": f"demo-{uuid.uuid4().hex[:6]}-",
+        "ORDERS_PREFIX": prefix,
         "STREAMS_BOOTSTRAP_SERVERS": servers,
         "STREAMS_STATE_DIR": str(STATE.resolve()),
         "STREAMS_CREATE_TOPICS": "true",

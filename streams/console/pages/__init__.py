@@ -8,6 +8,7 @@ from streams.console.pages.alerts import ALERTS
 from streams.console.pages.audit import AUDIT
 from streams.console.pages.dead_letters import DEAD_LETTERS
 from streams.console.pages.jobs import JOBS
+from streams.console.pages.ledger import LEDGER
 from streams.console.pages.now import NOW
 from streams.console.pages.overview import OVERVIEW
 from streams.console.pages.partitions import PARTITIONS
@@ -30,6 +31,7 @@ PAGES: Final[Sequence[Page]] = (
     TOPOLOGY,
     PARTITIONS,
     WORKERS,
+    LEDGER,
     DEAD_LETTERS,
     STATE,
     JOBS,

@@ -65,6 +65,9 @@ ADVICE: Final = {
     AlertName.CONNECTOR_UNAVAILABLE: Advice(
         "workers", {}, "Which workers cannot use it, and why. Its input waits; nothing is lost."
     ),
+    AlertName.LEDGER_DIFFERENCE: Advice(
+        "ledger", {}, "Where the difference arose, by task and offsets. Keep the log of that worker."
+    ),
     AlertName.CONDITION_UNKNOWN: Advice("workers", {}, "The broker does not answer these workers."),
     AlertName.NO_WORKERS: Advice("workers", {}, "Start a worker."),
 }
@@ -269,6 +272,7 @@ def _unit(name: AlertName) -> str:
         AlertName.DEAD_LETTER_SHARE: "of the records",
         AlertName.SLOT_UNHEALTHY: "bytes",
         AlertName.RESTORE_LONG: "records",
+        AlertName.LEDGER_DIFFERENCE: "records",
         AlertName.STALLED: "partitions",
         AlertName.REBALANCE_STORM: "changes",
         AlertName.CONNECTOR_UNAVAILABLE: "workers",

@@ -63,8 +63,8 @@ def routes(console: Console) -> Sequence[Route]:
     def topology(request: Request) -> Response:
         app = console.app(request)
         found = drawing_of(app)
-        zoom = request.query_params.get("zoom", "100")
-        zoom = zoom if zoom in ZOOMS else "100"
+        zoom = request.query_params.get("zoom", "fit")
+        zoom = zoom if zoom in ZOOMS else "fit"
         context: dict[str, Any] = {"found": None}
         if found is not None:
             context = _context(app, found, request.query_params.get("step"))
