@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from streams.monitoring.worker_report import FiringAlert, PartitionStatus, WorkerReport
 
 
+SOON_SECONDS = 2 * 86_400.0
+
+
 class AppSnapshot(NamedTuple):
     """An app, as its workers reported it. Times are milliseconds since the epoch."""
 
@@ -35,6 +38,12 @@ class AppSnapshot(NamedTuple):
     """What workers have done in the last seconds, by name; without those of which it is not known yet."""
     rebalances: Sequence[MemberRebalance] = ()
     """The last changes of partitions, the newest first, also of workers that are gone."""
+
+    @property
+    def deleted_soon(self) -> float | None:
+        """Seconds until records are deleted unprocessed, if that is soon: rates of a moment say no more."""
+        found = self.report.deleted_in
+        return found if found is not None and found < SOON_SECONDS else None
 
     @property
     def alerts(self) -> Sequence[FiringAlert]:
