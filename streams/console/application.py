@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from streams.console.console import read_form
 from streams.console.pages import PAGES
 from streams.console.sessions import COOKIE, SESSION_SECONDS
+from streams.events import Event, get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -73,6 +74,15 @@ def application(console: Console, hosts: Collection[str] = ()) -> Starlette:
             reason=error.detail,
         )
 
+    def failed(request: Request, error: Exception) -> Response:
+        get_logger().error(
+            Event.CONSOLE_FAILED,
+            error=f"{type(error).__name__}: {error}",
+            page=request.url.path,
+            exc_info=error,
+        )
+        return PlainTextResponse("this page failed: the console's log has the reason\n", 500, headers=HEADERS)
+
     routes: list[Route | Mount] = [
         Mount("/assets", StaticFiles(directory=ASSETS), name="assets"),
         Route("/login", login, methods=["GET", "POST"]),
@@ -90,7 +100,7 @@ def application(console: Console, hosts: Collection[str] = ()) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
-        exception_handlers={HTTPException: refused},
+        exception_handlers={HTTPException: refused, Exception: failed},
     )
 
 

@@ -20,6 +20,7 @@ from streams.console.mounted import served
 from streams.console.page import Page
 from streams.console.pages import PAGES
 from streams.errors import BrokerUnreachable, ConfigurationError
+from tests.support.logs import capture_logs
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -238,6 +239,17 @@ def test_what_cannot_be_recorded_is_not_done(acting, monkeypatch):
         monkeypatch.setattr(broker, "producer", unreachable)
         assert client.post("/acting", data={"form_token": token, "value": "x"}).status_code == 503
     assert acting == []
+
+
+def test_a_page_that_fails_says_so_and_the_log_says_why(acting, monkeypatch):
+    with console() as client:
+        monkeypatch.setattr("streams.console.pages.now.recent_dead_letters", lambda *_: 1 // 0)
+        tolerant = TestClient(client.app, base_url="http://localhost", raise_server_exceptions=False)
+        with capture_logs() as logs:
+            response = tolerant.get("/")
+    assert response.status_code == 500
+    assert "ZeroDivisionError" not in response.text
+    assert [line for line in logs if "ZeroDivisionError" in str(line)]
 
 
 def test_it_works_below_another_path():
