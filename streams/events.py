@@ -99,7 +99,7 @@ class Event(StrEnum):
     CONSOLE_ACTION = "console action"
     """INFO: somebody has changed something in the console; it is in the topic of its audit too."""
     CONSOLE_FAILED = "console failed"
-    """ERROR: a page of the console failed, or asking workers or the cluster did; the latter is logged once."""
+    """ERROR: a page of the console failed, or asking workers or the cluster did, which is logged once."""
     PARTITION_RECOVERED = "partition recovered"
     """INFO: a stalled partition makes progress again."""
     OFFSET_OUT_OF_RANGE = "offset out of range"
