@@ -286,7 +286,7 @@ def _figures(
 ) -> LedgerFigures:
     counts = page.counts
 
-    def total(term: Term) -> int:
+    def total(term: int) -> int:
         return sum(counts[node.at + term] for node in nodes)
 
     read = sum(counts[node.at + Term.ENTERED] for node in nodes if node.is_source)
