@@ -17,6 +17,7 @@ from streams.connectors.files import JsonLinesSource
 from streams.connectors.sqlite import SqliteSink
 from streams.durations import milliseconds
 from streams.errors import BrokerError, ConfigurationError, ProcessingError, TopicError
+from streams.operators import guard
 from streams.partitioning import partition_for
 from streams.records import Output
 from streams.replay.bounded import publish as publishing, range_reader, run as running, unit
@@ -191,6 +192,32 @@ def test_aggregates_forward_their_updates_after_so_many_records_or_changes(
         assert dict(found[: len(updates)]) == updates
         del found[: len(updates)]
     assert not found
+
+
+def test_a_run_is_stopped_while_a_slow_step_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Every piece of a column counts as slow.
+    monkeypatch.setattr(guard, "PIECE_SECONDS", -1)
+    seen: list[Any] = []
+
+    def note(sale: dict[str, Any]) -> dict[str, Any]:
+        seen.append(sale)
+        return sale
+
+    app = App("slow", state_store="memory")
+    app.stream("sales", value=Json(dict[str, Any])).map(note).to("copy", value=Json())
+    broker = memory_broker({"sales": 1})
+    send(broker, "sales", readings(1, 200))
+
+    def stop(_: int) -> None:
+        if seen:
+            raise KeyboardInterrupt
+
+    work = BoundedRun(
+        app, RunRequest(name="again", begin=Earliest(), end=Latest()), broker=broker, folder=tmp_path
+    )
+    with pytest.raises(KeyboardInterrupt):
+        work.process(work.plan(), stop)
+    assert 0 < len(seen) < 200
 
 
 def test_results_have_the_order_of_event_times_in_each_partition(tmp_path: Path):
