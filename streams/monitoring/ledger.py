@@ -12,7 +12,7 @@ import msgspec
 from streams.runtime.ledger import MOST_KEPT, Outside, Term
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from streams.records import TopicPartition
     from streams.runtime.ledger import Fault, LedgerNode, Page, TaskKey, TaskLedger, WorkerLedger
@@ -180,8 +180,8 @@ class Ledger:
         if len(self._kept) < MOST_KEPT:
             self._kept.append(difference)
 
-    def _forget_others(self, tasks: Mapping[TaskKey, Task]) -> None:
-        for identifier in {identifier for identifier, _ in self._seen} - tasks.keys():
+    def _forget_others(self, tasks: Collection[TaskKey]) -> None:
+        for identifier in {identifier for identifier, _ in self._seen}.difference(tasks):
             self._forget(identifier)
 
     def _forget(self, identifier: TaskKey) -> None:

@@ -323,7 +323,7 @@ def test_joins_and_tables_close_their_balances():
     app = App("joins", dead_letter_limit=1.0)
     left = app.stream("left", key=Text(), value=Json(int))
     right = app.stream("right", key=Text(), value=Json(int))
-    pairs = {
+    pairs: dict[str, Any] = {
         "inner": left.join(right, lambda one, other: [one, other], within=seconds(5), store="inner"),
         "outer": left.outer_join(right, lambda one, other: [one, other], within=seconds(5), store="outer"),
     }
