@@ -12,7 +12,7 @@ import msgspec
 from streams.runtime.ledger import MOST_KEPT, Outside, Term
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from streams.records import TopicPartition
     from streams.runtime.ledger import Fault, LedgerNode, Page, TaskKey, TaskLedger, WorkerLedger
@@ -107,7 +107,7 @@ class Ledger:
         figures: list[LedgerFigures] = []
         for identifier, task in tasks.items():
             figures += self._check_task(identifier, task)
-        self._forget_others(set(tasks))
+        self._forget_others(tasks)
         found = [item for own in self._open.values() for item in own.values()]
         found += [item for own in self._unsettled.values() for item in own.values()]
         self.figures = figures
@@ -180,8 +180,8 @@ class Ledger:
         if len(self._kept) < MOST_KEPT:
             self._kept.append(difference)
 
-    def _forget_others(self, tasks: AbstractSet[TaskKey]) -> None:
-        for identifier in {identifier for identifier, _ in self._seen} - tasks:
+    def _forget_others(self, tasks: Collection[TaskKey]) -> None:
+        for identifier in {identifier for identifier, _ in self._seen}.difference(tasks):
             self._forget(identifier)
 
     def _forget(self, identifier: TaskKey) -> None:
