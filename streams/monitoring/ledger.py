@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from streams.runtime.ledger import MOST_KEPT, Outside, Term
+from streams.runtime.ledger import Outside, Term
+from streams.runtime.worker_ledger import MOST_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from streams.records import TopicPartition
-    from streams.runtime.ledger import Fault, LedgerNode, Page, TaskKey, TaskLedger, WorkerLedger
+    from streams.runtime.ledger import LedgerNode, Page, TaskKey, TaskLedger
     from streams.runtime.task import Task
     from streams.runtime.worker import Worker
+    from streams.runtime.worker_ledger import Fault, WorkerLedger
 
 MOST_REPORTED = 100
 """So many differences are reported one by one."""

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from streams.broker import Consumer, Polled
     from streams.records import Fetched
     from streams.runtime.cleanup import Cleanup
-    from streams.runtime.ledger import WorkerLedger
     from streams.runtime.lost_offsets import LostOffsets
     from streams.runtime.pacing import Pacing
     from streams.runtime.pending import PendingTasks
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from streams.runtime.sinks import Sinks
     from streams.runtime.slice import Slice
     from streams.runtime.transaction import Transaction
+    from streams.runtime.worker_ledger import WorkerLedger
     from streams.topology.graph import Topology
 
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from streams.broker import Consumer, Refusal
     from streams.records import Output, TopicPartition
     from streams.runtime.commit import Guarantee
-    from streams.runtime.ledger import WorkerLedger
     from streams.runtime.pacing import Pacing
+    from streams.runtime.worker_ledger import WorkerLedger
 
 MISSING_SECONDS = 15.0
 """How long a topic that the app writes to may be missing."""

@@ -34,7 +34,7 @@ from streams.runtime.dead_letters import DeadLetterWatch, FirstFailures, dead_le
 from streams.runtime.global_tables import GlobalTables
 from streams.runtime.group_start import commit_group_start
 from streams.runtime.key_sample import KeySample
-from streams.runtime.ledger import Outside, WorkerLedger
+from streams.runtime.ledger import Outside
 from streams.runtime.lost_offsets import LostOffsets
 from streams.runtime.originals import Originals
 from streams.runtime.pacing import SLICE_SECONDS, Pacing
@@ -52,6 +52,7 @@ from streams.runtime.task import Task, TaskId
 from streams.runtime.task_life import TaskLives
 from streams.runtime.topics import more_partitions
 from streams.runtime.transaction import UNFINISHED, Transaction
+from streams.runtime.worker_ledger import WorkerLedger
 from streams.state.memory import MemoryDatabases
 from streams.topology.graph import matches
 from streams.tracing.setting import worker_spans

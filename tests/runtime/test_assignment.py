@@ -12,7 +12,6 @@ from streams.records import Output, TopicPartition
 from streams.runtime.assignment import Assignment
 from streams.runtime.cleanup import Cleanup
 from streams.runtime.commit import ExactlyOnce
-from streams.runtime.ledger import WorkerLedger
 from streams.runtime.lost_offsets import LostOffsets
 from streams.runtime.pacing import Pacing
 from streams.runtime.pending import PendingTasks
@@ -22,6 +21,7 @@ from streams.runtime.slice import Slice
 from streams.runtime.task import Task, TaskId
 from streams.runtime.task_life import TaskLives, TaskState
 from streams.runtime.transaction import Transaction
+from streams.runtime.worker_ledger import WorkerLedger
 from streams.state.memory import MemoryDatabases
 from streams.testing import TopologyDriver
 from tests.support.clock import Clock

@@ -12,9 +12,9 @@ from streams.errors import OutcomeUnknown, RecordRefused, TopicError, Transactio
 from streams.operators.guard import Interrupted
 from streams.records import Output, TopicPartition
 from streams.runtime.commit import ExactlyOnce
-from streams.runtime.ledger import WorkerLedger
 from streams.runtime.pacing import Pacing
 from streams.runtime.transaction import MISSING_SECONDS, Transaction, TransactionState
+from streams.runtime.worker_ledger import WorkerLedger
 from tests.support.clock import Clock
 from tests.support.cluster import MemoryCluster
 

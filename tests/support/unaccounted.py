@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from streams.monitoring.ledger import between_commits, imbalances
-from streams.runtime.ledger import Outside, WorkerLedger
+from streams.runtime.ledger import Outside
 from streams.runtime.task import Task
+from streams.runtime.worker_ledger import WorkerLedger
 
 if TYPE_CHECKING:
     import pytest
 
     from streams.records import TopicPartition
-    from streams.runtime.ledger import Fault, Page, TaskLedger
+    from streams.runtime.ledger import Page, TaskLedger
+    from streams.runtime.worker_ledger import Fault
 
 
 class Found(NamedTuple):
