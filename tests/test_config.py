@@ -109,6 +109,7 @@ def test_no_setting_is_hidden_from_the_environment():
 
 
 ENUMERATED = {
+    "http_console": "read_only",
     "guarantee": "at_least_once",
     "group_protocol": "classic",
     "offset_reset": "latest",

@@ -30,7 +30,7 @@ class Size(NamedTuple):
     height: float
 
 
-class Place(NamedTuple):
+class Spot(NamedTuple):
     """The middle of a node's upper edge."""
 
     x: float
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 class Layout(NamedTuple):
     """Where nodes are, and which points an edge passes: first the end of its source, last its target's."""
 
-    places: Mapping[str, Place]
+    places: Mapping[str, Spot]
     routes: Mapping[tuple[str, str], Sequence[tuple[float, float]]]
     """From each second point on to the next one, an edge passes a layer, so it is straight there."""
     width: float
@@ -144,7 +144,7 @@ class _Drawing:
         left = min(x - size.width / 2 for x, size in zip(middles, self._sizes, strict=True))
         right = max(x + size.width / 2 for x, size in zip(middles, self._sizes, strict=True))
         places = {
-            name: Place(middles[number] - left, tops[self._layer[number]])
+            name: Spot(middles[number] - left, tops[self._layer[number]])
             for number, name in enumerate(self._names)
         }
         attached = self._attached(middles)

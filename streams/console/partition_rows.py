@@ -65,7 +65,7 @@ class PartitionRow(NamedTuple):
         return self.worker is None
 
 
-class Rows(NamedTuple):
+class PartitionRows(NamedTuple):
     """All of them."""
 
     partitions: Sequence[PartitionRow]
@@ -73,7 +73,7 @@ class Rows(NamedTuple):
     """The longest first."""
 
 
-def rows_of(app: AppSnapshot) -> Rows:
+def rows_of(app: AppSnapshot) -> PartitionRows:
     """The partitions that workers report, and those that none does."""
     tasks: dict[tuple[str, str], TaskStatus] = {}
     restores: dict[tuple[str, str], Restore] = {}
@@ -118,7 +118,7 @@ def rows_of(app: AppSnapshot) -> Rows:
             )
         )
     found += [PartitionRow(item.topic, item.partition, None, None) for item in app.report.missing]
-    return Rows(found, sorted(restores.values(), key=_longest))
+    return PartitionRows(found, sorted(restores.values(), key=_longest))
 
 
 def _longest(restore: Restore) -> tuple[float, tuple[int, int]]:

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from streams.console.layered import Place, Size, layered
+from streams.console.layered import Spot, Size, layered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,10 +103,10 @@ class _Part(NamedTuple):
     layout: Layout
     size: Size
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> Spot:
         """A node's place within the box."""
         place = self.layout.places[name]
-        return Place(place.x + PADDING, place.y + PADDING + TITLE)
+        return Spot(place.x + PADDING, place.y + PADDING + TITLE)
 
 
 def draw(graph: GraphDescription) -> Drawing:

@@ -63,7 +63,11 @@ def test_all_records_are_accounted_for_up_to_the_acknowledgements(copy: Copy, gu
         "COPY_PREFIX": copy.prefix,
         "STREAMS_BOOTSTRAP_SERVERS": copy.servers,
     }
-    shown = run_streams("status", "copy_app:app", "--json", folder=HERE, environment=environment)
+    # A worker may have published its address a moment later than it has processed all records.
+    url = worker.events("http listening")[0]["url"]
+    shown = run_streams(
+        "status", "copy_app:app", "--json", "--url", url, folder=HERE, environment=environment
+    )
     assert shown.returncode == 0, shown
     assert json.loads(shown.stdout)["differences"] == []
     assert worker.stop() == 0
@@ -107,6 +111,7 @@ def test_a_loss_is_an_alert_that_names_the_step_and_the_offsets(
     kafka_bootstrap: str, prefix: str, tmp_path: Path
 ) -> None:
     app = Faulty(kafka_bootstrap, prefix, tmp_path)
+    app.environment["LEDGER_FAULT"] = "1"
     app.create_topics(partitions=1)
     try:
         worker = app.start(http_port=0)
