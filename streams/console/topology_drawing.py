@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from streams.console.layered import Spot, Size, layered
+from streams.console.layered import Size, Spot, layered
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
