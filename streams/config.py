@@ -12,6 +12,7 @@ from msgspec import Meta
 from streams.errors import ConfigurationError
 from streams.redaction import HIDDEN, is_secret, without_secrets
 from streams.serde.schemas.subject_options import CompatibilityLevel, SubjectStrategy  # noqa: TC001 - msgspec reads the annotations
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ _ELSEWHERE = {"STREAMS_CACHE_DIR", "STREAMS_LOCAL_KAFKA_DIR", "STREAMS_SHARED_DA
 _KUBERNETES = re.compile(r"STREAMS_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")
 
 
+@decodable
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an app runs, as opposed to what it computes. Durations are seconds, sizes records or bytes.
 

@@ -21,6 +21,7 @@ LAYERS = (
         "events",
         "replaying",
         "coroutines",
+        "structs",
         "serde.schemas",
     ),
     ("origin", "policy", "config", "process", "serde", "eventtime", "broker"),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from streams.alerts.rules import AlertName  # noqa: TC001 - msgspec reads the annotations
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from streams.alerts.rules import Rule
@@ -70,6 +71,7 @@ class Symptom(NamedTuple):
     sentence: str
 
 
+@decodable
 class Alert(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An alert, as its record in the topic has it. Times are milliseconds since the epoch."""
 

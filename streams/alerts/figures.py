@@ -14,6 +14,7 @@ from streams.monitoring.partition_figures import known_total
 from streams.monitoring.queue_metrics import longest_due
 from streams.runtime.counts import Counts
 from streams.runtime.rebalances import Reason
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ OWN_DOING = {Reason.JOINED, Reason.STOPPING}
 """Reasons of changes that every start and stop has."""
 
 
+@decodable
 class WorkerFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker knows of its part of the app. What is unknown is left out."""
 

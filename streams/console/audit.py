@@ -13,6 +13,7 @@ from streams.broker import NewTopic
 from streams.errors import BrokerError
 from streams.events import Event, get_logger
 from streams.records import Output
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from streams.broker import Broker
@@ -21,6 +22,7 @@ TOPIC: Final = "streams-console-audit"
 WRITE_SECONDS: Final = 5.0
 
 
+@decodable
 class Action(msgspec.Struct, frozen=True, kw_only=True):
     """An action, as it is written before it is done, and again when it has ended."""
 

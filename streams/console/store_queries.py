@@ -9,6 +9,8 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from streams.structs import decodable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -33,6 +35,7 @@ class HeldStore(msgspec.Struct, frozen=True):
     approximate_count: int
 
 
+@decodable
 class _Stores(msgspec.Struct, frozen=True):
     stores: list[HeldStore]
 

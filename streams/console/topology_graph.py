@@ -12,6 +12,7 @@ from streams.console.recent_reports import StepRate
 from streams.monitoring.bottleneck import Cause, hot_partition
 from streams.monitoring.partition_figures import known_total
 from streams.records import TopicPartition
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,6 +82,7 @@ class GlobalTableDescription(msgspec.Struct, frozen=True):
     value: str = ""
 
 
+@decodable
 class GraphDescription(msgspec.Struct, frozen=True):
     """All nodes of an app."""
 

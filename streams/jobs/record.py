@@ -9,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from streams.errors import ConfigurationError
+from streams.structs import decodable
 
 _NUMBER = re.compile("[0-9]{1,18}")
 
@@ -16,6 +17,7 @@ NOTHING = msgspec.Raw(b"{}")
 NULL = msgspec.Raw(b"null")
 
 
+@decodable
 class JobRecord(msgspec.Struct, omit_defaults=True, frozen=True):
     """The value of a record of the queue's topic, as JSON. Any program may write one.
 
@@ -98,6 +100,7 @@ class JobError(msgspec.Struct, omit_defaults=True, frozen=True):
     """The end of the text that Python prints for it."""
 
 
+@decodable
 class JobEnd(msgspec.Struct, omit_defaults=True, frozen=True):
     """The value of a record of the results' topic, as JSON. Its key is the job's id."""
 

@@ -11,6 +11,7 @@ from streams.monitoring.ledger import Difference, LedgerFigures  # noqa: TC001 -
 from streams.monitoring.series import Sample  # noqa: TC001 - msgspec reads the annotation
 from streams.process.memory import resident_memory
 from streams.runtime.counts import Counts
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,6 +102,7 @@ class FiringAlert(msgspec.Struct, frozen=True, kw_only=True):
     silenced: bool
 
 
+@decodable
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker knows of itself at ``time`` (milliseconds since the epoch)."""
 
@@ -146,6 +148,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     """The same where a task counts as one worker at most; see ``WorkersWanted``. ``None`` is unknown."""
 
 
+@decodable
 class WorkerHistory(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker's figures were; see ``Sample``."""
 

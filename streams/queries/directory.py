@@ -19,6 +19,7 @@ from streams.broker.reading import read_to_end
 from streams.errors import BrokerError, BrokerUnreachable, Retriable, TopicMissing
 from streams.events import Event, get_logger
 from streams.records import Output, TopicPartition
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -70,6 +71,7 @@ LARGEST_RECORD = 1024 * 1024
 SETTINGS = {"cleanup.policy": "compact", "segment.ms": str(24 * 3600 * 1000)}
 
 
+@decodable
 class Replica(msgspec.Struct, frozen=True, omit_defaults=True):
     """A worker's record in the directory."""
 

@@ -21,6 +21,7 @@ from streams.eventtime.windows import ClosedWindow
 from streams.queries.http import UNAUTHORIZED, Response, ask, bearer
 from streams.serde import Bytes, Json, Text
 from streams.state.committed import encode_key
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,7 @@ ASKED_BY = "x-streams-asked-by"
 """The header of requests from another worker, which are never forwarded."""
 
 
+@decodable
 class _Range(msgspec.Struct):
     """The response of another worker for a range."""
 

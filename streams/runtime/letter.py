@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from streams.records import TopicPartition
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,7 @@ class LetterId(NamedTuple):
         return cls(topic_id, int(partition), int(offset))
 
 
+@decodable
 class Received(msgspec.Struct, array_like=True, frozen=True):
     """A record as a failing task has read it; one of an internal topic without its origin."""
 

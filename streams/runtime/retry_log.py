@@ -14,6 +14,7 @@ import msgspec
 
 from streams.records import TopicPartition
 from streams.runtime.letter import LetterId
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from streams.runtime.letter import Letter, Received
@@ -40,6 +41,7 @@ class Kind(StrEnum):
     PURGE = "purge"
 
 
+@decodable
 class RetryRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Process a dead letter's record again at its step.
 
@@ -98,6 +100,7 @@ class Result(StrEnum):
     """Nothing was processed: the program cannot retry this record."""
 
 
+@decodable
 class RetryOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """How the request of that ``number`` ended; ``step``, ``exception`` and ``message`` where it failed."""
 
@@ -112,6 +115,7 @@ class RetryOutcome(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
 
 
+@decodable
 class Edit(msgspec.Struct, frozen=True, kw_only=True):
     """Key and value with which the dead letter's record is retried."""
 
@@ -121,6 +125,7 @@ class Edit(msgspec.Struct, frozen=True, kw_only=True):
     """In milliseconds since the epoch."""
 
 
+@decodable
 class Purge(msgspec.Struct, frozen=True, kw_only=True):
     """The dead letter is discarded, as of the request with that number."""
 

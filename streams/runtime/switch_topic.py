@@ -23,6 +23,7 @@ from streams.errors import (
     TransactionAborted,
 )
 from streams.records import Output, TopicPartition
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -80,6 +81,7 @@ _NEXT = {
 }
 
 
+@decodable
 class SwitchRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Who emits, and the switch that is being made."""
 
@@ -167,6 +169,7 @@ def new_token() -> str:
     return uuid.uuid4().hex[:16]
 
 
+@decodable
 class AppInputs(msgspec.Struct, frozen=True):
     """What an app of the pair reads."""
 

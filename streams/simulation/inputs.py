@@ -12,6 +12,7 @@ from streams.ingest.lines import STANDARD_INPUT, read_lines
 from streams.jobs.record import JobRecord, partition_key
 from streams.serde import Avro, Bytes
 from streams.simulation.run import START, InputRecord
+from streams.structs import decodable
 from streams.topology.graph import matches
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ SPACING_MILLISECONDS = 1
 """The distance between the timestamps of lines that have none."""
 
 
+@decodable
 class RecordLine(msgspec.Struct, forbid_unknown_fields=True):
     """A record as a line of JSON.
 

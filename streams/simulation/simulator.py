@@ -32,6 +32,7 @@ from streams.simulation.resets import follows, repeats, reset_positions
 from streams.simulation.run import STALL_SECONDS, Input, InputRecord, Run, shortest_idle
 from streams.simulation.schedule import Fault, Pace, Schedule, make_schedule
 from streams.state.changelog import METADATA, RESERVED, changelog_topic
+from streams.structs import decodable
 from streams.topology.graph import Step as TopologyStep
 
 if TYPE_CHECKING:
@@ -454,6 +455,7 @@ STEP_HEADER = "__streams.errors.step"
 """Which step a dead letter is of."""
 
 
+@decodable
 class _Window(msgspec.Struct):
     start: int | None = None
 

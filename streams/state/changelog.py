@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
+from streams.structs import decodable
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -87,6 +89,7 @@ def entry_key(key: bytes, headers: Headers | None) -> bytes | None:
     return key
 
 
+@decodable
 class _Schema(msgspec.Struct):
     """The structure of every stored schema."""
 
@@ -203,6 +206,7 @@ def metadata_records(checkpoint: Checkpoint) -> Columns:
     return [key for key, _ in records], [value for _, value in records], headers
 
 
+@decodable
 class SavedCheckpoint(msgspec.Struct):
     """A checkpoint in a database's metadata; ``saved_at`` is in milliseconds since the epoch."""
 

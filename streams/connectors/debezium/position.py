@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import msgspec
 
 from streams.errors import ConnectorError
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ class TableReading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Whether it is read a second time for that reason."""
 
 
+@decodable
 class Position(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Where a source has got to. ``Position()`` is the beginning."""
 

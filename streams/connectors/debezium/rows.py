@@ -17,6 +17,7 @@ from streams.connectors.debezium.values import POSTGRES, Row, Shape, fixed, fixe
 from streams.connectors.table_row import table_row
 from streams.errors import StateError
 from streams.records import Record
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,6 +85,7 @@ class Sweep(msgspec.Struct, frozen=True):
         return entry.generation < self.generation and key.startswith(self.prefix)
 
 
+@decodable
 class _State(msgspec.Struct, frozen=True):
     snapshot: int = 0
     generation: int = 0

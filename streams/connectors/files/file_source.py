@@ -21,6 +21,7 @@ from streams.connectors.source import PlainSource, SourceBatch, SourceHealth
 from streams.errors import ConfigurationError, ConnectorError, SourceUnavailable
 from streams.records import FetchedLists
 from streams.serde import Bytes, Json
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,7 @@ LOOK_SECONDS: Final = 0.2
 """How often it is looked for more lines and new files while there are none."""
 
 
+@decodable
 class Positions(msgspec.Struct, frozen=True):
     """The position of a source: those of its files."""
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from streams.errors import ConnectorError, SinkFenced, SinkMismatch, StateError
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,6 +43,7 @@ class FileRange(NamedTuple):
     name: str
 
 
+@decodable
 class Position(msgspec.Struct, frozen=True):
     """What is recorded beside the names, for ranges without a row, and for files that were taken away."""
 

@@ -12,6 +12,7 @@ import msgspec
 from streams.connectors.files.partition_folder import CONTROL, PartitionFolder, sync_folder, write_durably
 from streams.connectors.writer_state import WriterState
 from streams.errors import ConnectorError, SinkFenced, SinkOutcomeUnknown, SinkUnavailable
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from streams.records import TopicPartition
 
 
+@decodable
 class Owner(msgspec.Struct, frozen=True):
     """Whose folder it is, recorded in it: positions are those of one sink of one application."""
 

@@ -28,6 +28,7 @@ from streams.durations import seconds, to_milliseconds
 from streams.errors import ConfigurationError, ConnectorError, ConnectorUnavailable, SourceUnavailable
 from streams.records import FetchedLists
 from streams.serde import Json
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -169,6 +170,7 @@ def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
+@decodable
 class Position(msgspec.Struct, frozen=True):
     """The last row that was read: the values of the ordered columns, as the server's text."""
 

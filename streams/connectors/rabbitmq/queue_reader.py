@@ -15,6 +15,7 @@ from streams.connectors.rabbitmq.message_properties import decoded
 from streams.connectors.rabbitmq.server_address import ServerAddress
 from streams.connectors.source import SourceBatch, SourceHealth
 from streams.errors import ConnectorError, SourceUnavailable
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +59,7 @@ class QueueOptions(Protocol):
     def max_records(self) -> int: ...
 
 
+@decodable
 class QueuePosition(msgspec.Struct, frozen=True):
     """How many messages the source has read. What was read is only known to the server, by the connection."""
 

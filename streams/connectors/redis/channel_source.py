@@ -16,6 +16,7 @@ from streams.connectors.redis.server_address import client_options
 from streams.connectors.source import PlainSource, SourceBatch, SourceHealth
 from streams.errors import ConfigurationError, SourceUnavailable
 from streams.serde import Json, Text
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,6 +135,7 @@ def _names(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
+@decodable
 class ChannelPosition(msgspec.Struct, frozen=True):
     """What was received; nothing can be read again from it."""
 

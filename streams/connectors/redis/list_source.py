@@ -20,6 +20,7 @@ from streams.connectors.source import PlainSource, SourceBatch, SourceHealth
 from streams.errors import ConfigurationError, SourceUnavailable
 from streams.events import Event, get_logger
 from streams.serde import Bytes, Json, Text
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from streams.connectors.source import SourceContext
@@ -130,6 +131,7 @@ class RedisList(_ListSource[V]):
         return ListReader(self.url, self.list, self.take, self.max_records, context)
 
 
+@decodable
 class ListPosition(msgspec.Struct, frozen=True):
     """The number of the next element, of all that were ever moved."""
 

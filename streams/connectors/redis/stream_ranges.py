@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from streams.connectors.redis.stream_entries import id_numbers
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ class IdRange(msgspec.Struct, frozen=True, array_like=True):
         )
 
 
+@decodable
 class GroupPosition(msgspec.Struct, frozen=True):
     """The ranges that are not known to be acknowledged: once it is committed, their entries are in Kafka."""
 

@@ -14,6 +14,7 @@ from streams.connectors.redis.stream_entries import BEGINNING, as_text, id_numbe
 from streams.connectors.source import SourceBatch, SourceHealth
 from streams.errors import ConnectorError, SourceUnavailable
 from streams.events import Event, get_logger
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,7 @@ class StreamOptions(Protocol):
     def max_records(self) -> int: ...
 
 
+@decodable
 class StreamPosition(msgspec.Struct, frozen=True):
     """After an entry."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from streams.structs import decodable
+
 
 class Item(msgspec.Struct, frozen=True):
     """One job: see ``current.CurrentJob``. ``arguments`` are JSON."""
@@ -63,6 +65,7 @@ class Failure(msgspec.Struct, frozen=True):
     later: Later | None = None
 
 
+@decodable
 class Begun(msgspec.Struct, tag=True, frozen=True):
     """The function is called now: its module is imported."""
 

@@ -17,6 +17,7 @@ from streams.records import TopicPartition
 from streams.replay.bounded.bounds import Bounds, PartitionBounds
 from streams.replay.bounded.counts import RunCounts
 from streams.replay.bounded.spool import spooled, task_file
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,7 @@ _PLAN: Final = "plan"
 _NEW: Final = ".new"
 
 
+@decodable
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """A run that has begun."""
 
@@ -54,6 +56,7 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+@decodable
 class _Done(msgspec.Struct, frozen=True):
     """What a unit has done: the fields of ``RunCounts``."""
 

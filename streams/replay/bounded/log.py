@@ -10,6 +10,7 @@ from streams.broker import NewTopic
 from streams.broker.reading import read_to_end
 from streams.errors import TopicError
 from streams.records import Output
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from streams.broker import Broker
@@ -33,6 +34,7 @@ class ResultTopic(msgspec.Struct, frozen=True, kw_only=True):
         return self.id in ("", identifier)
 
 
+@decodable
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a run. Times are milliseconds since the epoch."""
 

@@ -23,6 +23,7 @@ from streams.errors import BrokerError, GroupActive, Retriable, TransactionAbort
 from streams.process.identity import ProcessIdentity
 from streams.records import TopicPartition
 from streams.replay.positions import as_time
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ LOOK_SECONDS: Final = 0.2
 TEND_SECONDS: Final = 1.0
 
 
+@decodable
 class RunOwner(msgspec.Struct, frozen=True, kw_only=True):
     """The command that runs a replay."""
 

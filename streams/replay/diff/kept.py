@@ -10,6 +10,7 @@ from streams.broker import NewTopic
 from streams.broker.reading import read_to_end
 from streams.errors import ConfigurationError
 from streams.records import Output
+from streams.structs import decodable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,7 @@ LARGEST_RECORD: Final = 800_000
 LONGEST_NAME: Final = 100
 
 
+@decodable
 class KeptComparison(msgspec.Struct, frozen=True, kw_only=True):
     """A comparison of two programs."""
 
