@@ -190,8 +190,13 @@ class Outbox:
         return outputs
 
     def settle(self) -> None:
-        """Everything that was taken is committed."""
-        self._ledger.settle(sum(map(len, self._outputs)) + len(self._dead_letters), self.undelivered)
+        """Everything that was taken is committed. What an open slice has produced is not counted yet."""
+        outputs, letters, deliveries = self._outputs, self._dead_letters, self._deliveries
+        if self._in_slice:
+            before = self._before_slice
+            outputs, letters, deliveries = outputs[: before[0]], letters[: before[1]], deliveries[: before[2]]
+        rows = sum(len(delivery.batch) for delivery in deliveries)
+        self._ledger.settle(sum(map(len, outputs)) + len(letters), rows)
 
     def _requeue(self, letter: DeadLetter) -> None:
         """Add a dead letter again that was refused, with less content."""

@@ -70,6 +70,11 @@ class Watched:
         self._copy.wait_for(holds, 90, what, lambda: seen[-3:])
         return seen[-1]
 
+    def stop(self) -> int:
+        """Stop once all is committed: a broker that was slow may need longer for that than a stop may take."""
+        self._copy.wait_until_consumed()
+        return self.worker.stop(30)
+
     @contextmanager
     def fed(self) -> Iterator[None]:
         """Write 200 kB a second in records that cannot be compressed away, with another client id."""
@@ -120,7 +125,7 @@ def test_a_quota_is_named_while_it_holds_the_worker_back(
         assert not any(kind.startswith(("step", "fetching")) for kind in causes)
         remove_quota(servers, watched.client, f"{role}_byte_rate")
     watched.wait_for(lambda found: not found, "nothing is named any more")
-    assert watched.worker.stop(30) == 0
+    assert watched.stop() == 0
 
 
 def test_a_broker_that_stands_still_is_named_while_it_does(cluster: LocalKafka, watched: Watched) -> None:
@@ -136,4 +141,4 @@ def test_a_broker_that_stands_still_is_named_while_it_does(cluster: LocalKafka, 
         finally:
             node.resume()
     watched.wait_for(lambda found: not found, "nothing is named any more")
-    assert watched.worker.stop(30) == 0
+    assert watched.stop() == 0

@@ -271,13 +271,17 @@ def test_a_restart_lets_no_more_windows_close_as_nothing_comes():
     assert [window.value.start for window in driver.read("final")] == [0, 10_000]
 
 
-def test_at_least_once_may_repeat_records_and_must_not_lose_or_change_any(monkeypatch):
+def test_at_least_once_may_repeat_records_and_must_not_lose_or_change_any(monkeypatch, unaccounted):
     simulator = Simulator(copying(guarantee="at_least_once"), {"lines": LINES})
     report = last(simulator, 60)
     assert report.differences == []
     assert report.records > 60 * len(LINES)
     monkeypatch.setattr(AtLeastOnce, "write", lambda *_: None)
+    assert unaccounted.of_workers == []
     assert last(simulator, 60).differences[0].topic == "copies"
+    # The ledger sees it, too.
+    assert {fault.sentence for fault in unaccounted.of_workers} == {"committed and not acknowledged"}
+    unaccounted.clear()
 
 
 def test_at_least_once_does_not_compare_counts_downstream_of_a_repartition_topic():

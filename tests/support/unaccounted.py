@@ -32,6 +32,8 @@ class Unaccounted:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.of_tasks: list[Found] = []
         self._ledgers: list[WorkerLedger] = []
+        self._seen: dict[tuple[Task, TopicPartition | None], Page] = {}
+        """The pages that were checked: they are replaced, and never changed."""
         committed, close, create = Task.committed, Task.close, WorkerLedger.__init__
 
         def checked_commit(task: Task) -> None:
@@ -69,6 +71,9 @@ class Unaccounted:
     def _check(self, task: Task, pages: dict[TopicPartition | None, Page]) -> None:
         ledger: TaskLedger = task.ledger
         for partition, page in pages.items():
+            if self._seen.get((task, partition)) is page:
+                continue
+            self._seen[task, partition] = page
             self.of_tasks += [
                 Found(str(task.id), partition, *item) for item in imbalances(ledger.nodes, page)
             ]
