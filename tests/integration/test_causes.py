@@ -71,7 +71,7 @@ class Watched:
         return seen[-1]
 
     def stop(self) -> int:
-        """Stop once all is committed: a broker that was slow may need longer for that than a stop may take."""
+        """Stop once all is committed, for which a broker that was slow may need longer than a stop takes."""
         self._copy.wait_until_consumed()
         return self.worker.stop(30)
 
